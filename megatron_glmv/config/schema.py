@@ -1,0 +1,248 @@
+"""Every option of a run, once, as frozen dataclasses. Nothing below this file sees OmegaConf, and nothing here imports torch.
+
+One group of `conf/` is one dataclass. A docstring under a field gives its unit and meaning.
+Values are checked by `config/validate.py`; how YAML becomes these objects is `config/load.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The vision encoder (an AIMv2-shaped ViT) and the merger behind it; arXiv 2507.01006, section 2."""
+
+    depth: int
+    """Number of transformer blocks."""
+    hidden: int
+    heads: int
+    ffn: int
+    """Width of a block's SwiGLU."""
+    merger_ffn: int
+    """Width of the merger's SwiGLU."""
+    patch: int = 14
+    """Pixels along one side of a patch."""
+    temporal_patch: int = 2
+    """Frames in one patch; a single image is repeated to fill it."""
+    merge: int = 2
+    """Patches along one side of the block that becomes one language token."""
+    position_grid: int = 24
+    """Side of the learned absolute position grid (336 / 14); interpolated bicubically to each image."""
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in one patch: channels x frames x height x width."""
+        return 3 * self.temporal_patch * self.patch * self.patch
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEConfig:
+    """Sparse layers with a sigmoid router and loss-free balancing; arXiv 2507.01006, section 3.2."""
+
+    experts: int
+    topk: int
+    ffn: int
+    """Width of one routed expert's SwiGLU."""
+    shared_ffn: int
+    """Width of the shared expert's SwiGLU."""
+    first_dense: int = 1
+    """Number of leading layers that stay dense."""
+    bias_rate: float = 1e-3
+    """Step of the expert bias toward the mean load; 0 freezes it."""
+    aux_loss: float = 1e-4
+    """Coefficient of the sequence-level balance loss; 0 switches it off."""
+    scaling: float = 1.0
+    """Factor on the combined routed output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The language decoder."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    """Width of a dense layer's SwiGLU."""
+    vocab: int
+    """Rows of the embedding; at least the tokenizer's size."""
+    mrope_section: tuple[int, int, int] = (8, 12, 12)
+    """Rotary frequencies given to time, height, width; the sum is head_dim x rotary_percent / 2."""
+    rotary_percent: float = 0.5
+    rotary_interleaved: bool = False
+    """Pairs (0,1),(2,3).. are rotated (GLM-4.1V) instead of halves (GLM-4.5V)."""
+    rope_theta: float = 10000.0
+    sandwich_norm: bool = False
+    """RMSNorm also behind attention and MLP (GLM-4.1V)."""
+    max_position: int = 65536
+    norm_eps: float = 1e-5
+    init_std: float = 0.02
+    moe: MoEConfig | None = None
+    """None: every layer is dense."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    name: str
+    text: TextConfig
+    vision: VisionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """The layout. World size is tensor x pipeline x context x data; expert x expert_tensor spans ranks of one stage."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    virtual_pipeline: int = 1
+    """Model chunks per pipeline rank (interleaved schedule)."""
+    context: int = 1
+    expert: int = 1
+    expert_tensor: int | None = None
+    """None: 1 where expert > 1, else equal to tensor."""
+    data: int | None = None
+    """None: derived from the launcher's world size; 1 when we start the ranks ourselves."""
+    sequence: bool | None = None
+    """Sequence parallelism. None: on where tensor > 1."""
+    encoder_data: bool = True
+    """Images are spread over the tensor ranks that would otherwise all encode all of them."""
+    pipeline_layers: tuple[int, ...] | None = None
+    """Decoder layers per pipeline stage (in order of model chunks). None: even, which needs divisibility."""
+    overlap_grad_reduce: bool = False
+    """Reduce gradients while the backward pass is running."""
+    overlap_param_gather: bool = False
+    """Gather updated parameters while the forward pass is running; needs overlap_grad_reduce."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    path: str = ""
+    """Directory of training shards (`glmv data make`)."""
+    val_path: str = ""
+    """Directory of held-out shards for validation loss; empty: none."""
+    tokenizer: str = ""
+    """Directory with tokenizer.json; empty: the one in `path`/tokenizer."""
+    template: str = "glm45v"
+    """Chat template: glm45v or glm41v."""
+    pack_tokens: int = 8192
+    """Tokens of one pack, which is one micro-batch of one sequence."""
+    pack_window: int = 1024
+    """Samples that compete for places in packs (best fit); order outside a window is the shuffled order."""
+    image_min_pixels: int = 12544
+    """Least height x width x 2 of a resized image (both duplicated frames count, as in GLM's processor)."""
+    image_max_pixels: int = 9633792
+    """Most height x width x 2 of a resized image."""
+    video_min_pixels: int = 12544
+    """Least height x width x frames of a resized video."""
+    video_max_pixels: int = 47040000
+    """Most height x width x frames of a resized video."""
+    video_fps: float = 2.0
+    """Frames sampled per second."""
+    video_max_frames: int = 600
+    max_media_bytes: int = 1 << 30
+    """Largest media file that is read."""
+    max_image_pixels: int = 1 << 27
+    """Largest width x height of a file that is decoded."""
+    workers: int = 1
+    """Decoder processes per loading rank; 0 decodes in the rank itself."""
+    prefetch: int = 2
+    """Steps prepared ahead."""
+    quarantine_budget: float = 0.01
+    """Share of samples that may fail before the run stops with the data exit code."""
+    log_samples: bool = False
+    """Write samples.jsonl: the ids of every global batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with a linear warm-up and a cosine to `min_lr`."""
+
+    lr: float = 3e-4
+    min_lr: float = 3e-5
+    warmup_steps: int = 100
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Not applied to biases and norm weights."""
+    clip_grad: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    steps: int = 1000
+    """Optimizer steps of the whole run; the schedule ends here."""
+    stop_step: int | None = None
+    """Save and end with exit code 0 at this step, so that another command or layout can continue."""
+    seed: int = 1234
+    global_batch: int = 8
+    """Packs per optimizer step."""
+    log_every: int = 1
+    """Steps between lines on the terminal or in the log (metrics.jsonl has every step)."""
+    val_every: int = 0
+    """Steps between validations; 0: none."""
+    val_packs: int = 8
+    """Packs of one validation."""
+    recompute: str = "none"
+    """Activation recomputation in the decoder: none, selective or full."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every: int = 100
+    """Steps between checkpoints; the last step is always saved. 0: only the last."""
+    keep: int = 2
+    """Committed checkpoints to keep."""
+    verify: bool = True
+    """Compare sha256 of every file with the manifest before loading."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionConfig:
+    name: str = "bf16"
+    """fp32, bf16 or fp8 (bf16 with FP8 matrix products)."""
+    fp8_recipe: str = "tensorwise"
+    """delayed, tensorwise or blockwise."""
+    fp8_backend: str = "te"
+    """Who computes in FP8: te (Transformer Engine, GPU only)."""
+    grad_reduce_fp32: bool = True
+    """Accumulate and reduce gradients in fp32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    name: str = "pretrain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run. `config/load.py` makes it, `config/validate.py` accepts or refuses it."""
+
+    experiment: str
+    model: ModelConfig
+    stage: StageConfig = field(default_factory=StageConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    platform: str = "auto"
+    """cuda, cpu, or auto: cuda where a GPU is usable."""
+    backend: str = "auto"
+    """Layer specs: te (Transformer Engine), torch, or auto: te where it is usable."""
+    run_dir: str | None = None
+    """None: runs/<experiment>/<timestamp>."""
+    init_from: str | None = None
+    """A checkpoint whose weights the run starts from (optimizer fresh)."""
+    resume: str = "auto"
+    """auto: continue from the newest committed checkpoint in run_dir; never: refuse a run_dir that has one."""
