@@ -1,0 +1,156 @@
+"""GLM-4.5V / GLM-4.1V on megatron-core.
+
+Shapes: B batch (1 for packs), T tokens, H hidden, N patches, V values of a patch, G visual items, M visual tokens, W vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.models.backends import BackendSpecProvider
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+
+from megatron_glmv.config.schema import ModelConfig
+from megatron_glmv.model.encoder_dp import encode
+from megatron_glmv.model.fusion import fuse
+from megatron_glmv.model.rope import TextRotary
+from megatron_glmv.model.vision import VisionEncoder
+from megatron_glmv.parallel.groups import Groups
+
+
+@dataclass(frozen=True)
+class VisualInput:
+    """Images and videos of a batch."""
+
+    pixel_values: torch.Tensor
+    """[N, V] normalised patches, items in order."""
+    grids: torch.Tensor
+    """[G, 3] int64 (t, h, w) in patches."""
+    positions: torch.Tensor
+    """[M] int64: b x T + t of the placeholder of each visual token."""
+
+    def frames(self) -> list[tuple[int, int]]:
+        """(height, width) of every temporal patch: the units that attend within themselves."""
+        return [(h, w) for t, h, w in self.grids.tolist() for _ in range(t)]
+
+
+class GLMV(MegatronModule):  # type: ignore[misc]
+    """One pipeline chunk of the model.
+
+        input_ids [B, T] ------ embedding ------+
+                                                +-- fuse --> [T, B, H] -- decoder --> [T, B, H] -- head --> logits [B, T, W]
+        pixel_values [N, V] -- vision encoder --+   (first chunk)      M-RoPE        (last chunk)     or losses [B, T]
+          spread over tensor ranks, [M, H]
+
+    `vision` exists on the first chunk; `language` is megatron-core's GPTModel with our rotary angles.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        text_config: Any,
+        vision_config: Any,
+        decoder_spec: TransformerBlockSubmodules,
+        backend: BackendSpecProvider,
+        groups: Groups,
+        *,
+        pre_process: bool,
+        post_process: bool,
+        vp_stage: int | None,
+        encoder_data: bool,
+    ) -> None:
+        super().__init__(text_config)
+        self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
+        self.share_embeddings_and_output_weights = False
+        self.pg_collection = groups.mcore
+        self.tp_group = groups.tp
+        self.encoder_data = encoder_data and groups.tp.size() > 1
+        self.vision = (
+            VisionEncoder(vision_config, model.vision, model.text.hidden, backend, groups.solo) if pre_process else None
+        )
+        self.language = GPTModel(
+            text_config,
+            decoder_spec,
+            vocab_size=model.text.vocab,
+            max_sequence_length=model.text.max_position,
+            pre_process=pre_process,
+            post_process=post_process,
+            share_embeddings_and_output_weights=False,
+            position_embedding_type="mrope",
+            rotary_percent=model.text.rotary_percent,
+            rotary_base=model.text.rope_theta,
+            scatter_embedding_sequence_parallel=False,  # fused first, scattered then
+            pg_collection=groups.mcore,
+            vp_stage=vp_stage,
+        )
+        self.language.rotary_pos_emb = TextRotary(model.text)
+        self.model_type = self.language.model_type
+
+    def set_input_tensor(self, input_tensor: Any) -> None:
+        """megatron-core's schedules hand over the previous stage's output here."""
+        self.language.set_input_tensor(input_tensor)
+
+    def embed(self, input_ids: torch.Tensor, visual: VisualInput | None) -> torch.Tensor:
+        """[B, T] -> fused embeddings [T, B, H], whole on every tensor-parallel rank."""
+        embeddings = self.language.embedding(input_ids=input_ids, position_ids=None)
+        if visual is None:
+            return embeddings  # type: ignore[no-any-return]
+        assert self.vision is not None
+        group = self.tp_group if self.encoder_data else None
+        features = encode(self.vision, visual.pixel_values, visual.frames(), group)
+        return fuse(embeddings, features, visual.positions)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        *,
+        visual: VisualInput | None = None,
+        labels: torch.Tensor | None = None,
+        packed_seq_params: Any = None,
+        inference_context: Any = None,
+        padding_mask: torch.Tensor | None = None,
+        embeddings: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Token losses [B, T] with `labels` [B, T], else logits [B, T, W]; hidden states [T, B, H] before the last chunk.
+
+        position_ids [3, B, T]; padding_mask [B, T], True on padding. In training `visual` is always given, empty or not,
+        so that the encoder takes part in every backward pass; `embeddings` [T, B, H] replaces what `embed` would compute.
+        """
+        if self.pre_process:
+            embeddings = self.embed(input_ids, visual) if embeddings is None else embeddings
+            if self.config.sequence_parallel:
+                embeddings = tensor_parallel.scatter_to_sequence_parallel_region(embeddings, group=self.tp_group)
+        if padding_mask is not None and self.config.sequence_parallel:
+            padding_mask = padding_mask.chunk(self.tp_group.size(), dim=1)[self.tp_group.rank()]
+        return self.language(  # type: ignore[no-any-return]
+            input_ids,
+            position_ids,
+            None,
+            decoder_input=embeddings,
+            labels=labels,
+            packed_seq_params=packed_seq_params,
+            inference_context=inference_context,
+            padding_mask=padding_mask,
+            runtime_gather_output=True if inference_context is not None else None,
+        )
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Shards under global names. The encoder's were made for a group of one rank; here they become replicas over TP."""
+        state: dict[str, Any] = self.language.sharded_state_dict(f"{prefix}language.", sharded_offsets, metadata)
+        if self.vision is not None:
+            vision = self.vision.sharded_state_dict(f"{prefix}vision.", sharded_offsets, metadata)
+            for shard in vision.values():
+                pipeline, _, data = shard.replica_id
+                shard.replica_id = (pipeline, self.tp_group.rank(), data)
+            state.update(vision)
+        return state
+
+

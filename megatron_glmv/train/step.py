@@ -1,0 +1,196 @@
+"""One optimizer step: micro-batches through megatron-core's schedule, one global weight, one update.
+
+Shapes: T tokens of a pack.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_glmv.data.patches import normalise
+from megatron_glmv.data.types import PackedBatch
+from megatron_glmv.model.glmv import VisualInput
+from megatron_glmv.model.packed import packed_segments
+from megatron_glmv.model.router import set_balance_scale
+from megatron_glmv.parallel.groups import Groups, device_sum
+from megatron_glmv.train.losses import weighted_sum
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Equal on every rank."""
+
+    loss: float
+    """Mean over the global batch, by loss weight."""
+    grad_norm: float
+    """Before clipping."""
+    tokens: int
+    samples: int
+    stop_requested: bool
+    """Some rank asked to stop after this step."""
+
+
+class DivergedError(RuntimeError):
+    """The loss or the gradient is not finite; nothing was saved after it."""
+
+    exit_code = 76
+
+
+def unwrap(chunk: Any) -> Any:
+    """The GLMV inside DDP and the bf16 wrapper."""
+    while hasattr(chunk, "module"):
+        chunk = chunk.module
+    return chunk
+
+
+def model_inputs(batch: PackedBatch, device: torch.device, *, with_images: bool) -> dict[str, Any]:
+    """A pack as the arguments of GLMV.forward, on the device, pixels normalised there."""
+    visual = None
+    if with_images:
+        visual = VisualInput(
+            pixel_values=normalise(batch.pixel_values.to(device)),
+            grids=batch.grids,
+            positions=batch.visual_positions.to(device),
+        )
+    return {
+        "input_ids": batch.input_ids.to(device)[None],
+        "position_ids": batch.position_ids.to(device)[:, None],
+        "labels": batch.labels.to(device)[None],
+        "visual": visual,
+        "packed_seq_params": packed_segments(batch.cu_seqlens.to(device)),
+        "padding_mask": batch.padding.to(device)[None],
+    }
+
+
+def forward_micro_batch(
+    reduce: Callable[[PackedBatch, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    device: torch.device,
+    batches: Iterator[PackedBatch],
+    model: Any,
+) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
+    """The forward function that megatron-core's schedules call. `reduce(batch, losses [T])` gives the micro-batch's loss
+    sum and what the schedule collects of it."""
+    batch = next(batches)
+    inputs = model_inputs(batch, device, with_images=unwrap(model).pre_process)
+    output = model(inputs.pop("input_ids"), inputs.pop("position_ids"), **inputs)
+
+    def loss_function(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        total, collected = reduce(batch, losses[0])
+        return total, torch.zeros((), dtype=torch.int, device=losses.device), collected
+
+    return output, loss_function
+
+
+def loss_and_report(batch: PackedBatch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    total = weighted_sum(losses, batch.loss_weights.to(losses.device))
+    return total, total.detach().double()
+
+
+def reduce_encoder_gradients(chunks: list[Any], group: Any) -> None:
+    """Under encoder data parallelism a tensor rank has the encoder's gradient of its own images only: sum them."""
+    gradients = [
+        parameter.main_grad
+        for chunk in chunks
+        if unwrap(chunk).vision is not None and unwrap(chunk).encoder_data
+        for parameter in unwrap(chunk).vision.parameters()
+        if parameter.requires_grad
+    ]
+    if gradients:
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat, group=group)
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+class Trainer:
+    """The model, its optimizer and the schedule that runs them."""
+
+    def __init__(self, chunks: list[Any], optimizer: Any, groups: Groups, device: torch.device, pack_tokens: int) -> None:
+        self.chunks, self.optimizer, self.groups, self.device = chunks, optimizer, groups, device
+        self.pack_tokens = pack_tokens
+        self._weight = 1.0
+        self._schedule = get_forward_backward_func()
+        config = chunks[0].config
+        config.finalize_model_grads_func = self._finalize
+        config.grad_scale_func = optimizer.scale_loss
+        if chunks[0].ddp_config.overlap_grad_reduce:
+            one = len(chunks) == 1
+            config.no_sync_func = chunks[0].no_sync if one else [c.no_sync for c in chunks]
+            if not one:
+                config.grad_sync_func = [c.start_grad_sync for c in chunks]
+                if chunks[0].ddp_config.overlap_param_gather:
+                    config.param_sync_func = [c.start_param_sync for c in chunks]
+
+    def _finalize(self, chunks: list[Any], _: Any = None, pg_collection: Any = None, force_all_reduce: bool = False) -> None:
+        """megatron-core's reductions, then the encoder's, then the division by the weight of the global batch."""
+        finalize_model_grads(chunks, None, pg_collection=pg_collection, force_all_reduce=force_all_reduce)
+        reduce_encoder_gradients(chunks, self.groups.tp)
+        for chunk in chunks:
+            chunk.scale_gradients(1.0 / self._weight)
+
+    def forward_backward(self, batches: list[PackedBatch], reduce: Any, *, forward_only: bool) -> list[Any]:
+        """Runs the micro-batches; returns what `reduce` collected, on the last pipeline stage."""
+        return self._schedule(  # type: ignore[no-any-return]
+            forward_step_func=partial(forward_micro_batch, reduce, self.device),
+            data_iterator=[iter(batches) for _ in self.chunks] if len(self.chunks) > 1 else iter(batches),
+            model=self.chunks,
+            num_microbatches=len(batches),
+            seq_length=self.pack_tokens,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+
+    def step(self, batches: list[PackedBatch], global_packs: int, *, stop_requested: bool = False) -> StepResult:
+        """Trains on the global batch of which `batches` are this replica's packs. Raises DivergedError on every rank."""
+        counts = [
+            sum(float(batch.loss_weights.sum()) for batch in batches),
+            sum(int((~batch.padding).sum()) for batch in batches),
+            sum(len(batch.sample_ids) for batch in batches),
+        ]
+        weight, tokens, _ = device_sum(counts, self.groups.dp_cp, self.device)
+        self._weight = max(weight, 1e-12)
+        set_balance_scale(self.chunks, self._weight / global_packs)
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        collected = self.forward_backward(batches, loss_and_report, forward_only=False)
+
+        counted = self.groups.last_stage and self.groups.tp.rank() == 0
+        owner = dist.get_process_group_ranks(self.groups.model)[0] == dist.get_rank()
+        loss_sum, stop, samples = device_sum(
+            [
+                float(sum(collected)) if counted else 0.0,
+                float(stop_requested),
+                counts[2] if owner else 0.0,
+            ],
+            None,
+            self.device,
+        )
+        loss = loss_sum / self._weight
+        if not math.isfinite(loss):
+            raise DivergedError(f"the loss is {loss}")
+        _, grad_norm, _ = self.optimizer.step()
+        if not math.isfinite(float(grad_norm)):
+            raise DivergedError(f"the gradient norm is {float(grad_norm)}")
+        return StepResult(loss, float(grad_norm), round(tokens), round(samples), stop > 0)
+
+    def start_reading_weights(self) -> None:
+        """With overlapped parameter gathering, other ranks' parameters are one step old until the next forward pass: gather
+        them before weights are saved or evaluated."""
+        if self.chunks[0].ddp_config.overlap_param_gather:
+            for chunk in self.chunks:
+                chunk.disable_forward_pre_hook()
+
+    def done_reading_weights(self) -> None:
+        if self.chunks[0].ddp_config.overlap_param_gather:
+            for chunk in self.chunks:
+                chunk.enable_forward_pre_hook()
