@@ -1,0 +1,119 @@
+"""Pre-training and every other stage whose loss is next-token prediction on packs."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_glmv.config.load import fingerprint
+from megatron_glmv.config.schema import Config
+from megatron_glmv.data.index import ShardDataset
+from megatron_glmv.data.tokenizer import Tokenizer
+from megatron_glmv.parallel.collectives import agree_on
+from megatron_glmv.resilience.exit_codes import ExitCode
+from megatron_glmv.resilience.signals import StopRequest
+from megatron_glmv.stages.parts import (
+    build_trainer,
+    make_checkpoints,
+    make_loader,
+    make_validation,
+    owns_loader,
+    tokenizer_dir,
+)
+from megatron_glmv.stages.rundir import Attempt, this_rank, write_ranks
+from megatron_glmv.stages.session import Session
+from megatron_glmv.train.feed import Feed
+from megatron_glmv.train.loop import Parts, train
+from megatron_glmv.train.metrics import Recorder
+from megatron_glmv.train.state import TrainState
+
+
+def run(config: Config, run_dir: Path, session: Session) -> int:
+    """Trains from the newest checkpoint in `run_dir`, else from `init_from`, else from the seed.
+
+    Returns the exit code, equal on all ranks. Errors leave as exceptions, written to the attempts ledger first.
+    """
+    stop = StopRequest().install()
+    tokenizer = Tokenizer.load(tokenizer_dir(config))
+    agree_on("the configuration", fingerprint(config))
+    agree_on("the tokenizer", tokenizer.fingerprint)
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, this_rank())
+    recording = dist.get_rank() == 0
+
+    trainer = build_trainer(config, session)
+    checkpoints = make_checkpoints(config, session, tokenizer, run_dir)
+    state = TrainState()
+    restored = checkpoints.restore_latest(trainer.chunks, trainer.optimizer) if config.resume == "auto" else None
+    if restored is not None:
+        state = TrainState.from_json(restored)
+    elif config.init_from:
+        checkpoints.load_weights(Path(config.init_from), trainer.chunks, trainer.optimizer)
+
+    attempt = None
+    if recording:
+        write_ranks(run_dir, ranks)
+        attempt = Attempt(run_dir, config, len(ranks), state.step)
+        tokenizer.save(run_dir / "tokenizer")
+    try:
+        ending = _train(config, run_dir, session, trainer, tokenizer, checkpoints, state, stop)
+    except BaseException as error:
+        if attempt is not None:
+            attempt.end(f"{type(error).__name__}: {error}", int(getattr(error, "exit_code", 1)), state.step)
+        raise
+    code = ExitCode.REQUEUE if ending.requeue else ExitCode.OK
+    if attempt is not None:
+        attempt.end(ending.reason, int(code), state.step)
+        print(f"{ending.reason} at step {state.step} of {config.train.steps}, exit code {int(code)}", flush=True)
+    return int(code)
+
+
+def _train(
+    config: Config,
+    run_dir: Path,
+    session: Session,
+    trainer: Any,
+    tokenizer: Tokenizer,
+    checkpoints: Any,
+    state: TrainState,
+    stop: StopRequest,
+) -> Any:
+    groups, packs = session.groups, config.train.global_batch
+    loader = None
+    if owns_loader(groups):
+        data = ShardDataset(Path(config.data.path))
+        loader = make_loader(config, groups, data, tokenizer, run_dir, packs)
+        if state.loader:
+            loader.load_state_dict(state.loader)
+    feed = Feed(loader, groups, session.device, packs // groups.topology.data)
+    recorder = None
+    if dist.get_rank() == 0:
+        recorder = Recorder(run_dir, config.train.steps, config.train.log_every, state.step)
+        recorder.note(f"{config.model.name} on {groups.topology.describe()}, {session.platform.name}, from step {state.step}")
+
+    def save(at: TrainState) -> None:
+        trainer.start_reading_weights()
+        checkpoints.save(at.step, trainer.chunks, trainer.optimizer, at.to_json())
+        trainer.done_reading_weights()
+
+    try:
+        return train(
+            Parts(
+                config=config,
+                trainer=trainer,
+                feed=feed,
+                save=save,
+                validate=make_validation(config, session, trainer, tokenizer, run_dir),
+                step_ids=partial(loader.step_ids) if loader is not None and config.data.log_samples else None,
+                recorder=recorder,
+                stop=stop,
+            ),
+            state,
+        )
+    finally:
+        feed.close()
+        if recorder is not None:
+            recorder.close()

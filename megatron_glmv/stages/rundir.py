@@ -1,0 +1,81 @@
+"""The run directory: who runs, since when, why it stopped. Files are those of docs/run_directory.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from megatron_glmv.config.load import to_yaml
+from megatron_glmv.config.schema import Config
+from megatron_glmv.data.types import Json
+
+
+def resolve_run_dir(config: Config) -> Path:
+    """`run_dir`, or runs/<experiment>/<timestamp> with runs/latest pointing to it. Created."""
+    if config.run_dir:
+        directory = Path(config.run_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory.resolve()
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = Path("runs", config.experiment)
+    directory = base / stamp
+    for attempt in range(1, 1000):  # members of a sweep may start within one second
+        try:
+            directory.mkdir(parents=True)
+            break
+        except FileExistsError:
+            directory = base / f"{stamp}-{attempt}"
+    latest, fresh = Path("runs", "latest"), Path("runs", f".latest-{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(directory.resolve().relative_to(Path("runs").resolve()))
+    fresh.replace(latest)
+    return directory.resolve()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class Attempt:
+    """One line of attempts.jsonl a start: written when it ends; a killed attempt leaves `attempt.json` for the next to find."""
+
+    def __init__(self, run_dir: Path, config: Config, world: int, step_in: int) -> None:
+        self.run_dir = run_dir
+        self.ledger, self.open_file = run_dir / "attempts.jsonl", run_dir / "attempt.json"
+        self._close_killed()
+        self.record: Json = {"start": _now(), "world": world, "step_in": step_in}
+        self._began = time.monotonic()
+        self.open_file.write_text(json.dumps(self.record))
+        (run_dir / "config.yaml").write_text(to_yaml(config))
+
+    def _close_killed(self) -> None:
+        if not self.open_file.exists():
+            return
+        try:
+            record = json.loads(self.open_file.read_text())
+        except json.JSONDecodeError:
+            record = {"start": None}
+        self._append(record | {"end": None, "reason": "killed without a word", "exit_code": None, "step_out": None})
+
+    def _append(self, record: Json) -> None:
+        with self.ledger.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def end(self, reason: str, exit_code: int, step_out: int | None) -> None:
+        seconds = round(time.monotonic() - self._began, 3)
+        done = {"end": _now(), "seconds": seconds, "reason": reason, "exit_code": exit_code, "step_out": step_out}
+        self._append(self.record | done)
+        self.open_file.unlink(missing_ok=True)
+
+
+def write_ranks(run_dir: Path, ranks: list[Json]) -> None:
+    """ranks.json: host and pid by rank of the running attempt."""
+    (run_dir / "ranks.json").write_text(json.dumps({str(i): rank for i, rank in enumerate(ranks)}, indent=1))
+
+
+def this_rank() -> Json:
+    return {"host": socket.gethostname(), "pid": os.getpid()}

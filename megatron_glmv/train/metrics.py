@@ -1,0 +1,95 @@
+"""What a run reports: metrics.jsonl with full digits, TensorBoard, and progress on the terminal or in the log.
+
+Only one rank records. Times are the only values that may differ between two equal runs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from megatron_glmv.data.types import Json
+
+
+class Recorder:
+    """Appends one line a step to metrics.jsonl, and shows where the run is.
+
+    Lines of steps that a resumed run will make again are cut off when it starts, so that a step has one line.
+    """
+
+    def __init__(self, run_dir: Path, steps: int, log_every: int, first_step: int) -> None:
+        self.path = run_dir / "metrics.jsonl"
+        self.steps, self.log_every = steps, log_every
+        _keep_until(self.path, first_step)
+        _keep_until(run_dir / "samples.jsonl", first_step)
+        self._metrics: IO[str] = self.path.open("a", encoding="utf-8")
+        self._samples_path = run_dir / "samples.jsonl"
+        self._tensorboard: Any = _tensorboard(run_dir / "tensorboard")
+        self._previous: tuple[float, int] = (time.monotonic(), -1)
+        self._progress: Progress | None = None
+        if sys.stdout.isatty():
+            self._progress = Progress(
+                TextColumn("[bold]train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
+                TextColumn("ETA"), TimeRemainingColumn(), console=Console(), refresh_per_second=2,
+            )  # fmt: skip
+            self._task = self._progress.add_task("", total=steps, completed=first_step)
+            self._progress.start()
+
+    def step(self, record: Json) -> None:
+        self._metrics.write(json.dumps(record) + "\n")
+        self._metrics.flush()
+        for name, value in record.items():
+            if isinstance(value, int | float) and name != "step":
+                self._tensorboard.add_scalar(name, value, record["step"])
+        self._show(record)
+
+    def samples(self, step: int, ids: list[str]) -> None:
+        with self._samples_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "ids": ids}) + "\n")
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        print(text, flush=True) if self._progress is None else self._progress.console.print(text, markup=False)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._metrics.close()
+        self._tensorboard.close()
+
+    def _show(self, record: Json) -> None:
+        step, now = record["step"], time.monotonic()
+        rate = (record["tokens"] - self._previous[1]) / max(now - self._previous[0], 1e-9) if self._previous[1] >= 0 else 0
+        text = f"loss {record['loss']:.4f}  grad {record['grad_norm']:.3f}  lr {record['lr']:.2e}"
+        if "val_loss" in record:
+            text += f"  val {record['val_loss']:.4f}"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, description=f"{text}  {rate:,.0f} tokens/s")
+            self._previous = (now, record["tokens"])
+        elif step % self.log_every == 0 or step == self.steps or "val_loss" in record:
+            left = (self.steps - step) * record["step_time_s"]
+            print(f"step {step}/{self.steps}  {text}  {rate:,.0f} tokens/s  ETA {left / 60:.1f} min", flush=True)
+            self._previous = (now, record["tokens"])
+
+
+def _keep_until(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if len(kept) != len(lines):
+        new = path.with_suffix(".tmp")
+        new.write_text("".join(kept), encoding="utf-8")
+        new.replace(path)
+
+
+def _tensorboard(directory: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(directory))

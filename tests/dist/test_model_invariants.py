@@ -1,0 +1,133 @@
+"""What must hold for the whole model in one process: packs, packs without images, routing and balancing.
+
+Derivation of the balance loss. For a pack with n tokens that are not padding, E experts and k routed slots a token, with
+f_i = (slots expert i got) / (k n) and P_i = mean over the tokens of s_i / sum_j s_j (s = sigmoid of the router's logits):
+L = E sum_i f_i P_i; its minimum, at even load and even scores, is 1. f carries no gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from helpers import tiny
+from helpers.ranks import run_ranks
+from megatron_glmv.config.schema import Config
+from megatron_glmv.data.types import PackedBatch
+from megatron_glmv.parallel.topology import Topology
+
+
+def _model(config: Config) -> Any:
+    from megatron_glmv.model.build import build_model
+    from megatron_glmv.parallel.groups import init_groups
+
+    groups = init_groups(Topology.resolve(config.parallel, 1))
+    (model,) = build_model(config, groups, backend="torch", device=torch.device("cpu"))
+    return model
+
+
+def _losses(model: Any, batch: PackedBatch) -> torch.Tensor:
+    from megatron_glmv.train.step import model_inputs
+
+    inputs = model_inputs(batch, torch.device("cpu"), with_images=True)
+    return model(inputs.pop("input_ids"), inputs.pop("position_ids"), **inputs)[0]  # type: ignore[no-any-return]
+
+
+def _segment(batch: PackedBatch, index: int) -> PackedBatch:
+    """One sample of a pack as a pack of its own."""
+    start, end = batch.cu_seqlens[index].item(), batch.cu_seqlens[index + 1].item()
+    here = (batch.visual_positions >= start) & (batch.visual_positions < end)
+    per_item = [t * h * w // 4 for t, h, w in batch.grids.tolist()]
+    owner = torch.repeat_interleave(torch.arange(len(per_item)), torch.tensor(per_item, dtype=torch.int64))
+    items = owner[here].unique().tolist()
+    rows = torch.repeat_interleave(owner, 4)
+    return replace(
+        batch,
+        **{n: getattr(batch, n)[start:end] for n in ("input_ids", "labels", "loss_weights", "padding")},
+        position_ids=batch.position_ids[:, start:end],
+        cu_seqlens=torch.tensor([0, end - start], dtype=torch.int32),
+        pixel_values=batch.pixel_values[torch.isin(rows, torch.tensor(items, dtype=torch.int64))],
+        grids=batch.grids[items],
+        visual_positions=batch.visual_positions[here] - start,
+    )
+
+
+def _pack_against_singles(config: Config) -> float:
+    model = _model(config)
+    with torch.no_grad():
+        worst = 0.0
+        for number in range(3):
+            batch = tiny.pack(number)
+            whole = _losses(model, batch)
+            for index in range(len(batch.sample_ids)):
+                start, end = batch.cu_seqlens[index].item(), batch.cu_seqlens[index + 1].item()
+                alone = _losses(model, _segment(batch, index))
+                worst = max(worst, float((whole[start:end] - alone).abs().max()))
+    return worst
+
+
+def test_a_pack_of_samples_is_its_samples_one_by_one() -> None:
+    for model in (tiny.MODEL, tiny.DENSE):
+        assert run_ranks(_pack_against_singles, 1, tiny.config(model))[0] < 2e-5
+
+
+def _gradients_without_images(config: Config) -> tuple[int, int, float]:
+    model = _model(config)
+    batch = tiny.pack(3)
+    assert len(batch.grids) == 0
+    _losses(model, batch).sum().backward()
+    vision = list(model.vision.parameters())
+    touched = [p for p in vision if p.grad is not None]
+    return len(vision), len(touched), float(sum(p.grad.abs().sum() for p in touched))
+
+
+def test_a_pack_without_images_touches_every_encoder_parameter_with_zero() -> None:
+    """Gradient reduction that overlaps the backward pass waits for every parameter: one left out is a hang."""
+    parameters, touched, total = run_ranks(_gradients_without_images, 1, tiny.config())[0]
+    assert touched == parameters > 0
+    assert total == 0.0
+
+
+def _routing(config: Config) -> dict[str, Any]:
+    from megatron_glmv.model.router import BalancedRouter, set_balance_scale
+
+    model = _model(config)
+    router = next(m for m in model.modules() if isinstance(m, BalancedRouter))
+    torch.manual_seed(3)
+    hidden = torch.randn(20, 1, 64)
+    padding = torch.arange(20)[:, None] >= 13
+    _, routing_map = router(hidden, padding)
+    counts = router.local_tokens_per_expert.clone()
+    scores = torch.sigmoid(router.gating(hidden).view(20, -1).float())
+    normalised = scores / scores.sum(-1, keepdim=True)
+    share = routing_map[:13].sum(0) / (13 * 2)
+    expected = 4 * (share * normalised[:13].mean(0)).sum()
+    ours = router._balance_loss(router.gating(hidden).view(20, -1), routing_map, padding.reshape(-1))
+    set_balance_scale([model], 5.0)
+    router.weight.grad = None
+    probs, _ = router(hidden, padding)
+    (probs * 0).sum().backward()
+    scaled = router.weight.grad.clone()
+    router.weight.grad = None
+    (ours * 5.0 * config.model.text.moe.aux_loss).backward()  # type: ignore[union-attr]
+    router.bfloat16()
+    router._maintain_float32_expert_bias()
+    return {
+        "counts": counts.tolist(),
+        "by_hand": routing_map[:13].sum(0).tolist(),
+        "loss": (float(ours), float(expected)),
+        "gradient": float((scaled - router.weight.grad.float()).abs().max() / scaled.abs().max()),
+        "dtype": str(router.local_tokens_per_expert.dtype),
+    }
+
+
+def test_padding_moves_neither_the_expert_bias_nor_the_balance_loss() -> None:
+    found = run_ranks(_routing, 1, tiny.config())[0]
+    assert found["counts"] == found["by_hand"]
+    assert sum(found["counts"]) == 13 * 2
+    assert abs(found["loss"][0] - found["loss"][1]) < 1e-6
+    assert found["loss"][0] >= 1.0 - 1e-6
+    assert found["gradient"] < 1e-2  # compared through bf16
+    assert found["dtype"] == "torch.float32"
