@@ -1,0 +1,97 @@
+"""What one option may be, looked at alone: ranges of numbers, names from a list."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator
+
+from .fingerprint import flatten
+from .problem import Problem
+from .schema import Config
+
+POSITIVE = {  # integers that are at least 1
+    "model.text": "layers hidden heads kv_heads head_dim ffn vocab max_position",
+    "model.text.moe": "experts topk ffn shared_ffn",
+    "model.vision": "depth hidden heads ffn merger_ffn patch temporal_patch merge position_grid",
+    "parallel": "tensor pipeline virtual_pipeline context expert expert_tensor data",
+    "data": "pack_tokens pack_window image_min_pixels image_max_pixels video_min_pixels video_max_pixels "
+    "video_max_frames max_media_bytes max_image_pixels prefetch",
+    "train": "steps stop_step global_batch log_every val_packs",
+    "checkpoint": "keep",
+}
+NOT_NEGATIVE = {  # numbers that may be 0
+    "model.text.moe": "first_dense bias_rate aux_loss",
+    "data": "workers",
+    "optim": "lr min_lr warmup_steps weight_decay clip_grad",
+    "train": "seed val_every",
+    "checkpoint": "every",
+}
+ABOVE_ZERO = {  # numbers above 0, with one that is a fair repair
+    "model.text.rope_theta": 10000.0,
+    "model.text.norm_eps": 1e-5,
+    "model.text.init_std": 0.02,
+    "model.text.moe.scaling": 1.0,
+    "model.vision.rope_theta": 10000.0,
+    "model.vision.norm_eps": 1e-5,
+    "data.video_fps": 2.0,
+    "optim.eps": 1e-8,
+}
+BETWEEN = {  # low <= number < high (or <= where `high` is 1 and `closed`), with a repair
+    "optim.beta1": (0.0, 1.0, False, 0.9),
+    "optim.beta2": (0.0, 1.0, False, 0.95),
+    "data.quarantine_budget": (0.0, 1.0, True, 0.01),
+    "model.text.rotary_percent": (0.0, 1.0, True, 0.5),
+}
+NAMES = {
+    "stage.name": ("pretrain",),
+    "precision.name": ("fp32", "bf16", "fp8"),
+    "precision.fp8_recipe": ("delayed", "tensorwise", "blockwise"),
+    "precision.fp8_backend": ("te",),
+    "platform": ("auto", "cpu", "cuda"),
+    "backend": ("auto", "te", "torch"),
+    "resume": ("auto", "never"),
+    "train.recompute": ("none", "selective", "full"),
+    "data.template": ("glm45v", "glm41v"),
+}
+
+
+def _spread(table: dict[str, str]) -> list[str]:
+    return [f"{group}.{name}" for group, names in table.items() for name in names.split()]
+
+
+def range_rules(config: Config, world: int | None) -> Iterator[Problem]:
+    """Problems of single options; a config without any of these can be handed to the rules that compute with them."""
+    flat = flatten(config)
+
+    def wrong(option: str, message: str, repair: object) -> Problem:
+        return Problem(f"range:{option}", option, flat[option], message, ((option, [repair]),))
+
+    finite = {key: value for key, value in flat.items() if isinstance(value, float) and not math.isfinite(value)}
+    for option, value in finite.items():
+        yield Problem(f"range:{option}", option, value, "is not a finite number")
+    for options, least in ((_spread(POSITIVE), 1), (_spread(NOT_NEGATIVE), 0)):
+        for option in options:
+            number = flat.get(option)
+            if number is not None and option not in finite and number < least:
+                yield wrong(option, f"has to be at least {least}", type(number)(least))
+    for option, repair in ABOVE_ZERO.items():
+        number = flat.get(option)
+        if number is not None and option not in finite and number <= 0:
+            yield wrong(option, "has to be above 0", repair)
+    for option, (low, high, closed, repair) in BETWEEN.items():
+        number = flat[option]
+        if option not in finite and not (low <= number < high or (closed and number == high)):
+            yield wrong(option, f"has to be from {low:g} to {'' if closed else 'below '}{high:g}", repair)
+    if flat["data.image_min_pixels"] > flat["data.image_max_pixels"]:
+        yield wrong("data.image_min_pixels", "is above image_max_pixels", flat["data.image_max_pixels"])
+    if flat["data.video_min_pixels"] > flat["data.video_max_pixels"]:
+        yield wrong("data.video_min_pixels", "is above video_max_pixels", flat["data.video_max_pixels"])
+    for option, names in NAMES.items():
+        if flat[option] not in names:
+            near = difflib.get_close_matches(flat[option], names, n=1, cutoff=0.0)
+            yield wrong(option, f"is none of {', '.join(names)}", near[0])
+    if min(config.model.text.mrope_section) < 1:
+        yield Problem(
+            "range:mrope_section", "model.text.mrope_section", config.model.text.mrope_section, "counts are at least 1"
+        )

@@ -1,0 +1,128 @@
+"""The rules of the model's sizes, the optimizer, the schedule and the precision. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .problem import Problem, divisors, near
+from .schema import Config
+
+
+def model_rules(config: Config, world: int | None) -> Iterator[Problem]:
+    text, vision, moe = config.model.text, config.model.vision, config.model.text.moe
+    if text.heads % text.kv_heads:
+        yield Problem(
+            "kv_heads",
+            "model.text.kv_heads",
+            text.kv_heads,
+            f"has to divide heads = {text.heads}",
+            (("model.text.kv_heads", near(text.kv_heads, divisors(text.heads))),),
+        )
+    pairs = text.head_dim * text.rotary_percent / 2
+    if pairs != int(pairs) or pairs < 1:
+        yield Problem(
+            "rotary_percent",
+            "model.text.rotary_percent",
+            text.rotary_percent,
+            f"x head_dim = {text.head_dim} has to be a whole, even number",
+            (("model.text.rotary_percent", near(text.rotary_percent, (0.25, 0.5, 1.0))),),
+        )
+    elif sum(text.mrope_section) != int(pairs):
+        share = int(pairs) // 4
+        rest = int(pairs) - share
+        yield Problem(
+            "mrope_section",
+            "model.text.mrope_section",
+            text.mrope_section,
+            f"sums to {sum(text.mrope_section)}; head_dim x rotary_percent / 2 is {int(pairs)}",
+            (("model.text.mrope_section", [(share, rest // 2, rest - rest // 2)]),),
+        )
+    if vision.hidden % vision.heads or vision.head_dim % 4:
+        fits = [n for n in divisors(vision.hidden) if vision.hidden // n % 4 == 0]
+        yield Problem(
+            "vision.heads",
+            "model.vision.heads",
+            vision.heads,
+            f"has to divide hidden = {vision.hidden} into heads of a multiple of 4 (2-D rotary positions)",
+            (("model.vision.heads", near(vision.heads, fits)),),
+        )
+    if moe is not None and moe.topk > moe.experts:
+        yield Problem(
+            "topk",
+            "model.text.moe.topk",
+            moe.topk,
+            f"is more than experts = {moe.experts}",
+            (("model.text.moe.topk", [moe.experts]),),
+        )
+    if moe is not None and moe.first_dense >= text.layers:
+        yield Problem(
+            "first_dense",
+            "model.text.moe.first_dense",
+            moe.first_dense,
+            f"leaves none of the {text.layers} layers sparse",
+            (("model.text.moe.first_dense", [text.layers - 1]),),
+        )
+
+
+def training_rules(config: Config, world: int | None) -> Iterator[Problem]:
+    optim, train = config.optim, config.train
+    if optim.min_lr > optim.lr:
+        yield Problem(
+            "min_lr", "optim.min_lr", optim.min_lr, f"is above lr = {optim.lr}", (("optim.min_lr", [optim.lr]),)
+        )
+    if optim.warmup_steps > train.steps:
+        yield Problem(
+            "warmup",
+            "optim.warmup_steps",
+            optim.warmup_steps,
+            f"is more than train.steps = {train.steps}",
+            (("optim.warmup_steps", [train.steps]),),
+        )
+    if train.stop_step is not None and train.stop_step > train.steps:
+        yield Problem(
+            "stop_step",
+            "train.stop_step",
+            train.stop_step,
+            f"is behind the last step, train.steps = {train.steps}",
+            (("train.stop_step", [train.steps, None]),),
+        )
+    if train.val_every and not config.data.val_path:
+        yield Problem(
+            "val_every",
+            "train.val_every",
+            train.val_every,
+            "needs held-out shards: data.val_path=DIR",
+            (("train.val_every", [0]),),
+        )
+    if config.parallel.overlap_param_gather and not config.parallel.overlap_grad_reduce:
+        yield Problem(
+            "overlap",
+            "parallel.overlap_param_gather",
+            True,
+            "needs parallel.overlap_grad_reduce",
+            (("parallel.overlap_grad_reduce", [True]), ("parallel.overlap_param_gather", [False])),
+        )
+    if not config.data.path:
+        yield Problem("data.path", "data.path", "", "has to be given: the directory that `glmv data make` wrote")
+
+
+def precision_rules(config: Config, world: int | None) -> Iterator[Problem]:
+    """FP8 is refused where it can't run, never ignored (megatron-core without Transformer Engine ignores it)."""
+    if config.precision.name != "fp8":
+        return
+    if config.platform == "cpu":
+        yield Problem(
+            "fp8.cpu",
+            "precision.name",
+            "fp8",
+            "runs in Transformer Engine on a GPU, and platform is cpu",
+            (("precision.name", ["bf16", "fp32"]),),
+        )
+    elif config.backend == "torch":
+        yield Problem(
+            "fp8.backend",
+            "backend",
+            "torch",
+            "the torch layers have no FP8; Transformer Engine has",
+            (("backend", ["te", "auto"]), ("precision.name", ["bf16"])),
+        )
