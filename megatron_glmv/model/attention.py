@@ -63,13 +63,19 @@ class CoreAttention(torch.nn.Module):
     ) -> torch.Tensor:
         if segments.uniform:  # every segment has the same length: views, no copies
             count, length = segments.uniform
-            split = (t.view(count, length, *t.shape[1:]).transpose(1, 2) for t in (query, key, value))
-            return self._attend(*split, causal).transpose(1, 2).reshape(query.shape[0], -1)
+            return self._rows(query, key, value, count, length, causal)
         parts = []
         for index, count, length in segments.groups:
-            rows = (t.index_select(0, index).view(count, length, *t.shape[1:]).transpose(1, 2) for t in (query, key, value))
-            parts.append(self._attend(*rows, causal).transpose(1, 2).reshape(count * length, -1))
+            rows = [t.index_select(0, index) for t in (query, key, value)]
+            parts.append(self._rows(rows[0], rows[1], rows[2], count, length, causal))
         return torch.cat(parts).index_select(0, segments.inverse)
+
+    def _rows(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, count: int, length: int, causal: bool
+    ) -> torch.Tensor:
+        """`count` segments of `length` tokens behind one another: [count x length, A, D] -> [count x length, A x D]."""
+        q, k, v = (t.view(count, length, *t.shape[1:]).transpose(1, 2) for t in (query, key, value))
+        return self._attend(q, k, v, causal).transpose(1, 2).reshape(count * length, -1)
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
         """[B, A, S, D], [B, G, K, D] -> [B, A, S, D]."""
@@ -94,7 +100,9 @@ class Segments:
             index = torch.cat([torch.arange(starts[m], starts[m] + length) for m in members])
             order.append(index)
             self.groups.append((index.to(device), len(members), length))
-        self.inverse = torch.cat(order).argsort().to(device) if order else torch.empty(0, dtype=torch.int64, device=device)
+        self.inverse = (
+            torch.cat(order).argsort().to(device) if order else torch.empty(0, dtype=torch.int64, device=device)
+        )
 
     @staticmethod
     def _by_length(lengths: list[int]) -> Iterator[tuple[int, list[int]]]:

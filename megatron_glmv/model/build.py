@@ -27,9 +27,7 @@ def sharding_metadata(groups: Groups) -> dict[str, Any]:
     }
 
 
-def build_chunk(
-    config: Config, groups: Groups, text_config: Any, backend_name: str, vp_stage: int | None
-) -> GLMV:
+def build_chunk(config: Config, groups: Groups, text_config: Any, backend_name: str, vp_stage: int | None) -> GLMV:
     topology = groups.topology
     backend = provider(backend_name)
     stage = groups.pp.rank()

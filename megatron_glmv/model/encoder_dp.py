@@ -53,7 +53,7 @@ class _GatherFeatures(torch.autograd.Function):
         return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         start, count = ctx.rows
         return gradient[start : start + count].contiguous(), None, None
 
@@ -70,16 +70,17 @@ def encode(encoder: VisionEncoder, patches: torch.Tensor, frames: list[Frame], g
     sizes = [height * width for height, width in frames]
     if not shares[rank]:
         blank = patches.new_zeros(merge * merge, encoder.vision.patch_values)
-        mine = encoder(blank, [(merge, merge)])[:0]
+        mine: torch.Tensor = encoder(blank, [(merge, merge)])[:0]
     elif ranks == 1:
         mine = encoder(patches, frames)
     else:
-        rows = patches.split(sizes)
+        rows = torch.split(patches, sizes)
         mine = encoder(torch.cat([rows[i] for i in shares[rank]]), [frames[i] for i in shares[rank]])
     if ranks == 1 or not frames:
         return mine
     tokens = [size // (merge * merge) for size in sizes]
-    gathered: torch.Tensor = _GatherFeatures.apply(mine, [sum(tokens[i] for i in share) for share in shares], group)
-    pieces = gathered.split([tokens[i] for share in shares for i in share])
+    counts = [sum(tokens[i] for i in share) for share in shares]
+    gathered: torch.Tensor = _GatherFeatures.apply(mine, counts, group)  # type: ignore[no-untyped-call]
+    pieces = torch.split(gathered, [tokens[i] for share in shares for i in share])
     place = {frame: k for k, frame in enumerate(i for share in shares for i in share)}
     return torch.cat([pieces[place[i]] for i in range(len(frames))])

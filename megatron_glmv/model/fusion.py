@@ -9,8 +9,8 @@ def fuse(embeddings: torch.Tensor, features: torch.Tensor, positions: torch.Tens
     """Replaces the embeddings of the placeholders.
 
     embeddings [T, B, H]; features [M, H]; positions [M]: b x T + t of each visual token's placeholder. -> [T, B, H].
-    Raises ValueError when the numbers of features and placeholders differ: that is a sample whose grids do not belong to
-    its tokens, and guessing would train on it.
+    Raises ValueError when the numbers of features and placeholders differ: that is a sample whose grids do not belong
+    to its tokens, and guessing would train on it.
     """
     if len(features) != len(positions):
         raise ValueError(f"{len(positions)} placeholders in the batch, but {len(features)} visual features")

@@ -1,6 +1,7 @@
 """GLM-4.5V / GLM-4.1V on megatron-core.
 
-Shapes: B batch (1 for packs), T tokens, H hidden, N patches, V values of a patch, G visual items, M visual tokens, W vocabulary.
+Shapes: B batch (1 for packs), T tokens, H hidden, N patches, V values of a patch, G visual items, M visual tokens, W
+vocabulary.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ class VisualInput:
         return [(h, w) for t, h, w in self.grids.tolist() for _ in range(t)]
 
 
-class GLMV(MegatronModule):  # type: ignore[misc]
+class GLMV(MegatronModule):
     """One pipeline chunk of the model.
 
-        input_ids [B, T] ------ embedding ------+
-                                                +-- fuse --> [T, B, H] -- decoder --> [T, B, H] -- head --> logits [B, T, W]
-        pixel_values [N, V] -- vision encoder --+   (first chunk)      M-RoPE        (last chunk)     or losses [B, T]
+        input_ids [B, T] ------ embedding -----+
+                                               +- fuse -> [T, B, H] - decoder -> [T, B, H] - head -> logits [B, T, W]
+        pixel_values [N, V] -- vision encoder -+  (first chunk)       M-RoPE      (last chunk)       or losses [B, T]
           spread over tensor ranks, [M, H]
 
     `vision` exists on the first chunk; `language` is megatron-core's GPTModel with our rotary angles.
@@ -117,10 +118,12 @@ class GLMV(MegatronModule):  # type: ignore[misc]
         padding_mask: torch.Tensor | None = None,
         embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Token losses [B, T] with `labels` [B, T], else logits [B, T, W]; hidden states [T, B, H] before the last chunk.
+        """Token losses [B, T] with `labels` [B, T], else logits [B, T, W]; hidden states [T, B, H] before the last
+        chunk.
 
-        position_ids [3, B, T]; padding_mask [B, T], True on padding. In training `visual` is always given, empty or not,
-        so that the encoder takes part in every backward pass; `embeddings` [T, B, H] replaces what `embed` would compute.
+        position_ids [3, B, T]; padding_mask [B, T], True on padding. In training `visual` is always given, empty or
+        not, so that the encoder takes part in every backward pass; `embeddings` [T, B, H] replaces what `embed` would
+        compute.
         """
         if self.pre_process:
             embeddings = self.embed(input_ids, visual) if embeddings is None else embeddings
@@ -143,7 +146,8 @@ class GLMV(MegatronModule):  # type: ignore[misc]
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Shards under global names. The encoder's were made for a group of one rank; here they become replicas over TP."""
+        """Shards under global names. The encoder's were made for a group of one rank; here they become replicas over
+        TP."""
         state: dict[str, Any] = self.language.sharded_state_dict(f"{prefix}language.", sharded_offsets, metadata)
         if self.vision is not None:
             vision = self.vision.sharded_state_dict(f"{prefix}vision.", sharded_offsets, metadata)
@@ -152,5 +156,3 @@ class GLMV(MegatronModule):  # type: ignore[misc]
                 shard.replica_id = (pipeline, self.tp_group.rank(), data)
             state.update(vision)
         return state
-
-

@@ -40,7 +40,8 @@ def _full(seed: int, name: str, shape: tuple[int, ...], std: float) -> torch.Ten
 
 @torch.no_grad()
 def initialise(chunk: Any, seed: int, std: float, metadata: dict[str, Any]) -> None:
-    """Fills the parameters of a chunk: N(0, std), ones in norm weights, zeros in biases. Buffers (expert bias) stay zero.
+    """Fills the parameters of a chunk: N(0, std), ones in norm weights, zeros in biases. Buffers (expert bias) stay
+    zero.
 
     Must come before DDP and the optimizer, which copy the weights. `metadata`: what `sharded_state_dict` takes.
     """

@@ -11,7 +11,7 @@ from megatron_glmv.model.attention import Segments
 
 
 @dataclass
-class PackedSegments(PackedSeqParams):  # type: ignore[misc]
+class PackedSegments(PackedSeqParams):
     """THD parameters, and the same segments grouped by length for the torch core attention."""
 
     segments: Segments = field(default_factory=lambda: Segments([], torch.device("cpu")))

@@ -35,16 +35,17 @@ class TextRotary(torch.nn.Module):
 
     def forward(self, position_ids: torch.Tensor, mrope_section: Any = None, cp_group: Any = None) -> torch.Tensor:
         """[3, B, T] -> [T, B, 1, 2F]."""
-        inv_freq: torch.Tensor = self.inv_freq.float()  # type: ignore[operator,assignment]
+        inv_freq = self.get_buffer("inv_freq").float()
         angles = position_ids.float().unsqueeze(-1) * inv_freq.to(position_ids.device)  # [3, B, T, F]
-        parts = angles.split(self.section, dim=-1)
+        parts = torch.split(angles, self.section, dim=-1)
         mixed = torch.cat([part[axis % 3] for axis, part in enumerate(parts)], dim=-1)  # [B, T, F]
         mixed = mixed.repeat_interleave(2, dim=-1) if self.interleaved else torch.cat([mixed, mixed], dim=-1)
         return mixed.transpose(0, 1).unsqueeze(2).contiguous()
 
 
 class VisionRotary(torch.nn.Module):
-    """Half of a head's frequencies follow the row of a patch, half its column; halves are rotated (section 2 of 2507.01006)."""
+    """Half of a head's frequencies follow the row of a patch, half its column; halves are rotated (section 2 of
+    2507.01006)."""
 
     def __init__(self, head_dim: int, theta: float) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class VisionRotary(torch.nn.Module):
 
     def forward(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """rows, columns: [N] of each patch within its frame -> [N, 1, 1, D]."""
-        inv_freq: torch.Tensor = self.inv_freq.float()  # type: ignore[operator,assignment]
+        inv_freq = self.get_buffer("inv_freq").float()
         inv_freq = inv_freq.to(rows.device)
         angles = torch.cat([rows.float()[:, None] * inv_freq, columns.float()[:, None] * inv_freq], dim=-1)
         return torch.cat([angles, angles], dim=-1)[:, None, None, :]

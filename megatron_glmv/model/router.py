@@ -13,17 +13,18 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.router import TopKRouter
 
 
-class BalancedRouter(TopKRouter):  # type: ignore[misc]
+class BalancedRouter(TopKRouter):
     """megatron-core's router with three corrections.
 
-    1. Padding is left out of the counts that move the expert bias (there the mask is broadcast against the expert axis).
+    1. Padding is left out of the counts that move the expert bias (there the mask is broadcast against the expert
+       axis).
     2. The counts stay fp32 when the module is cast to bf16, where 257 tokens would round to 256.
-    3. The balance loss is scaled so that its gradient is `aux_loss` x (mean over the packs of the global batch), whatever
-       the layout. megatron-core scales it by the tokens of one tensor x context rank when losses are normalised by
-       tokens, so that its weight is divided by tensor x context (tests/dist/test_traps.py).
+    3. The balance loss is scaled so that its gradient is `aux_loss` x (mean over the packs of the global batch),
+       whatever the layout. megatron-core scales it by the tokens of one tensor x context rank when losses are
+       normalised by tokens, so that its weight is divided by tensor x context (tests/dist/test_traps.py).
 
-    `balance_scale` is the global loss weight divided by the packs of the global batch, set by the trainer each step: all
-    gradients are divided by the global loss weight at the end.
+    `balance_scale` is the global loss weight divided by the packs of the global batch, set by the trainer each step:
+    all gradients are divided by the global loss weight at the end.
     """
 
     def __init__(self, config: Any, pg_collection: Any = None) -> None:
@@ -33,12 +34,13 @@ class BalancedRouter(TopKRouter):  # type: ignore[misc]
 
     def _maintain_float32_expert_bias(self) -> None:
         super()._maintain_float32_expert_bias()
-        counts = self.local_tokens_per_expert
+        counts: torch.Tensor | None = self.local_tokens_per_expert
         if counts is not None and counts.dtype != torch.float32:
-            self.local_tokens_per_expert = counts.float()
+            self.local_tokens_per_expert: torch.Tensor = counts.float()
 
     def _apply_expert_bias(self, routing_map: torch.Tensor, padding_mask: torch.Tensor | None = None) -> None:
-        """routing_map [T, E] bool, padding_mask [T] bool (True on padding). Evaluation and recomputation do not count."""
+        """routing_map [T, E] bool, padding_mask [T] bool (True on padding). Evaluation and recomputation do not
+        count."""
         if not self.enable_expert_bias or not torch.is_grad_enabled():
             return
         with torch.no_grad():
@@ -46,7 +48,9 @@ class BalancedRouter(TopKRouter):  # type: ignore[misc]
                 routing_map = routing_map & ~padding_mask[:, None]
             self.local_tokens_per_expert += routing_map.sum(dim=0)
 
-    def routing(self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def routing(
+        self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         probs, routing_map = super().routing(logits, padding_mask)
         if self.training and torch.is_grad_enabled() and self.balance_coefficient:
             loss = self._balance_loss(logits.view(-1, self.num_experts), routing_map, padding_mask)
@@ -58,8 +62,9 @@ class BalancedRouter(TopKRouter):  # type: ignore[misc]
     ) -> torch.Tensor:
         """E x sum_i f_i P_i of one pack: f_i the share of routed slots expert i got, P_i its mean normalised score.
 
-        f and the token count are summed over the ranks that hold parts of the pack; each rank returns the part of P that
-        its own tokens give, so that the ranks' losses add up to the pack's and gradients are exact without communication.
+        f and the token count are summed over the ranks that hold parts of the pack; each rank returns the part of P
+        that its own tokens give, so that the ranks' losses add up to the pack's and gradients are exact without
+        communication.
         """
         scores = torch.sigmoid(logits.float())
         scores = scores / (scores.sum(dim=-1, keepdim=True) + 1e-20)
@@ -70,7 +75,8 @@ class BalancedRouter(TopKRouter):  # type: ignore[misc]
                 dist.all_reduce(counts, group=self.tp_cp_group)
             tokens = counts[-1].clamp(min=1.0)
             share = counts[:-1] / (tokens * self.topk)
-        return self.num_experts * torch.dot(share, (scores * valid[:, None]).sum(dim=0) / tokens)
+        experts: int = self.num_experts
+        return experts * torch.dot(share, (scores * valid[:, None]).sum(dim=0) / tokens)
 
 
 def set_balance_scale(chunks: list[Any], scale: float) -> None:

@@ -26,7 +26,7 @@ from megatron_glmv.model.router import BalancedRouter
 from megatron_glmv.model.sandwich import SandwichLayer
 
 
-class TorchSpecProvider(LocalSpecProvider):  # type: ignore[misc]
+class TorchSpecProvider(LocalSpecProvider):
     """megatron-core's local layers, with our RMSNorm and core attention in place of two that refuse what GLM needs."""
 
     def layer_norm(self, rms_norm: bool = False, for_qk: bool = False) -> type:

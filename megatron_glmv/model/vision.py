@@ -1,4 +1,5 @@
-"""The vision encoder: patches -> ViT on megatron-core layers -> 2x2 downsample -> merger. Paper: arXiv 2507.01006, section 2.
+"""The vision encoder: patches -> ViT on megatron-core layers -> 2x2 downsample -> merger. Paper: arXiv 2507.01006,
+section 2.
 
 Shapes: N patches, V = 3 x frames x patch x patch values of a patch, C encoder width, H decoder width, G visual items,
 M = N / merge^2 visual tokens. Patches of a frame are ordered block by block, so that merge^2 neighbours are contiguous.
@@ -37,7 +38,8 @@ def patch_coordinates(height: int, width: int, merge: int) -> tuple[torch.Tensor
 
 
 class PatchEmbedding(torch.nn.Module):
-    """A 3-D convolution whose stride is its kernel, which is one matrix product on flattened patches (a quarter of the time)."""
+    """A 3-D convolution whose stride is its kernel, which is one matrix product on flattened patches (a quarter of
+    the time)."""
 
     def __init__(self, vision: VisionConfig, dtype: torch.dtype) -> None:
         super().__init__()
@@ -89,7 +91,7 @@ class Downsample(torch.nn.Module):
         return F.linear(x.reshape(-1, kernel.shape[1]), kernel, self.bias)
 
 
-class Merger(MegatronModule):  # type: ignore[misc]
+class Merger(MegatronModule):
     """proj -> LayerNorm -> GELU -> SwiGLU, [M, H] -> [M, H]."""
 
     def __init__(self, config: Any, vision: VisionConfig, out: int, solo: Any) -> None:
@@ -107,7 +109,7 @@ class Merger(MegatronModule):  # type: ignore[misc]
         return output  # type: ignore[no-any-return]
 
 
-class VisionEncoder(MegatronModule):  # type: ignore[misc]
+class VisionEncoder(MegatronModule):
     """Encodes whole frames; frames never see each other (`attention segments` are frames of one temporal patch).
 
     It is held whole by every tensor-parallel rank of the first pipeline stage; model/encoder_dp.py spreads its work.
@@ -129,7 +131,7 @@ class VisionEncoder(MegatronModule):  # type: ignore[misc]
         for parameter in self.parameters():
             # Set by megatron-core's linear layers, whose group is one rank here: every tensor-parallel rank holds the
             # same copy, which the gradient norm has to count once.
-            parameter.tensor_model_parallel = False  # type: ignore[attr-defined]
+            parameter.tensor_model_parallel = False
 
     def forward(self, patches: torch.Tensor, frames: list[tuple[int, int]]) -> torch.Tensor:
         """patches [N, V], normalised; (height, width) of each frame in patches -> [M, H]."""

@@ -28,10 +28,14 @@ def agree_on(name: str, value: str, group: Any = None) -> None:
     dist.all_gather_object(everyone, value, group=group)
     differ = [rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]]
     if differ:
-        raise RanksDisagreeError(f"{name} differs on ranks {differ}: {everyone[differ[0]]!r} instead of {everyone[0]!r}")
+        raise RanksDisagreeError(
+            f"{name} differs on ranks {differ}: {everyone[differ[0]]!r} instead of {everyone[0]!r}"
+        )
 
 
-def broadcast_tensors(tensors: dict[str, torch.Tensor] | None, source: int, group: Any, device: torch.device) -> dict[str, torch.Tensor]:
+def broadcast_tensors(
+    tensors: dict[str, torch.Tensor] | None, source: int, group: Any, device: torch.device
+) -> dict[str, torch.Tensor]:
     """Sends named tensors from global rank `source` to the ranks of `group`. A JSON header carries names and shapes."""
     if dist.get_world_size(group) == 1:
         assert tensors is not None

@@ -63,7 +63,8 @@ class Groups:
 
 
 def init_groups(topology: Topology) -> Groups:
-    """Makes all groups on every rank. Collective. `torch.distributed` must be initialised with `topology.world` ranks."""
+    """Makes all groups on every rank. Collective. `torch.distributed` must be initialised with `topology.world`
+    ranks."""
     if dist.get_world_size() != topology.world:
         raise RuntimeError(f"the layout needs {topology.world} ranks, the launcher started {dist.get_world_size()}")
     parallel_state.initialize_model_parallel(
@@ -77,7 +78,8 @@ def init_groups(topology: Topology) -> Groups:
         create_gloo_process_groups=False,
     )
     mcore = ProcessGroupCollection.use_mpu_process_groups()
-    # megatron-core's model-parallel group is tensor x pipeline and leaves context parallel ranks out, which share data too.
+    # megatron-core's model-parallel group is tensor x pipeline and leaves context parallel ranks out, which share data
+    # too.
     replicas: dict[int, list[int]] = {}
     for rank in range(topology.world):
         replicas.setdefault(topology.coordinates(rank).data, []).append(rank)
@@ -91,7 +93,9 @@ def init_groups(topology: Topology) -> Groups:
 def _solo() -> Any:
     alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
     names = ("tp", "pp", "mp", "embd", "pos_embd", "cp", "tp_cp", "ep", "expt_tp", "tp_ep", "tp_ep_pp", "tp_dp_cp")
-    return ProcessGroupCollection(**dict.fromkeys((*names, "dp", "dp_cp", "expt_dp", "intra_dp_cp", "intra_expt_dp"), alone))
+    return ProcessGroupCollection(
+        **dict.fromkeys((*names, "dp", "dp_cp", "expt_dp", "intra_dp_cp", "intra_expt_dp"), alone)
+    )
 
 
 def destroy_groups() -> None:

@@ -92,7 +92,9 @@ def _train(
     recorder = None
     if dist.get_rank() == 0:
         recorder = Recorder(run_dir, config.train.steps, config.train.log_every, state.step)
-        recorder.note(f"{config.model.name} on {groups.topology.describe()}, {session.platform.name}, from step {state.step}")
+        recorder.note(
+            f"{config.model.name} on {groups.topology.describe()}, {session.platform.name}, from step {state.step}"
+        )
 
     def save(at: TrainState) -> None:
         trainer.start_reading_weights()

@@ -1,4 +1,5 @@
-"""`glmv train`: from a Config to an exit code. Starts this machine's ranks when the layout needs several and no launcher did."""
+"""`glmv train`: from a Config to an exit code. Starts this machine's ranks when the layout needs several and no
+launcher did."""
 
 from __future__ import annotations
 

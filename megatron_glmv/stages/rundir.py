@@ -41,7 +41,8 @@ def _now() -> str:
 
 
 class Attempt:
-    """One line of attempts.jsonl a start: written when it ends; a killed attempt leaves `attempt.json` for the next to find."""
+    """One line of attempts.jsonl a start: written when it ends; a killed attempt leaves `attempt.json` for the next
+    to find."""
 
     def __init__(self, run_dir: Path, config: Config, world: int, step_in: int) -> None:
         self.run_dir = run_dir

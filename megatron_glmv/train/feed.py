@@ -16,7 +16,16 @@ from megatron_glmv.data.types import Json, PackedBatch
 from megatron_glmv.parallel.collectives import broadcast_tensors
 from megatron_glmv.parallel.groups import Groups
 
-TEXT_FIELDS = ("input_ids", "labels", "loss_weights", "position_ids", "cu_seqlens", "padding", "grids", "visual_positions")
+TEXT_FIELDS = (
+    "input_ids",
+    "labels",
+    "loss_weights",
+    "position_ids",
+    "cu_seqlens",
+    "padding",
+    "grids",
+    "visual_positions",
+)
 
 
 class Loader(Protocol):
@@ -49,11 +58,12 @@ class Feed:
             pixels = broadcast_tensors(pixels, self.source, self.groups.tp, self.device)
         else:
             pixels = {"pixel_values": torch.empty(0, 0, dtype=torch.uint8)}
-        known = batch if batch is not None else PackedBatch(**text, **pixels, sample_ids=())
-        return dataclasses.replace(known, **text, **pixels)
+        tensors: dict[str, Any] = {**text, **pixels}
+        return PackedBatch(**tensors, sample_ids=()) if batch is None else dataclasses.replace(batch, **tensors)
 
     def state_dict(self) -> Json:
-        """The loader's position, on every rank of the replica that owns data-parallel index 0 and wherever a loader is."""
+        """The loader's position, on every rank of the replica that owns data-parallel index 0 and wherever a loader
+        is."""
         return self.loader.state_dict() if self.loader is not None else {}
 
     def close(self) -> None:

@@ -12,7 +12,8 @@ def weighted_sum(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def by_domain(losses: torch.Tensor, weights: torch.Tensor, domains: torch.Tensor, count: int) -> torch.Tensor:
-    """[T], [T], domain of each token [T] in [0, count) -> [count, 2] float64: weighted loss and weight of each domain."""
+    """[T], [T], domain of each token [T] in [0, count) -> [count, 2] float64: weighted loss and weight of each
+    domain."""
     sums = torch.zeros(count, 2, dtype=torch.float64, device=losses.device)
     pairs = torch.stack([losses.double() * weights.double(), weights.double()], dim=-1)
     return sums.index_add(0, domains, pairs)

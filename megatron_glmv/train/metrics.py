@@ -65,7 +65,9 @@ class Recorder:
 
     def _show(self, record: Json) -> None:
         step, now = record["step"], time.monotonic()
-        rate = (record["tokens"] - self._previous[1]) / max(now - self._previous[0], 1e-9) if self._previous[1] >= 0 else 0
+        rate = (
+            (record["tokens"] - self._previous[1]) / max(now - self._previous[0], 1e-9) if self._previous[1] >= 0 else 0
+        )
         text = f"loss {record['loss']:.4f}  grad {record['grad_norm']:.3f}  lr {record['lr']:.2e}"
         if "val_loss" in record:
             text += f"  val {record['val_loss']:.4f}"

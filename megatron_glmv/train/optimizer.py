@@ -12,7 +12,8 @@ from megatron_glmv.config.schema import Config, OptimConfig, ParallelConfig, Pre
 
 
 def wrap_ddp(chunks: list[Any], parallel: ParallelConfig, precision: PrecisionConfig) -> list[Any]:
-    """Gradient buffers and their reduction over data-parallel ranks. All weights must be in place: buffers copy them."""
+    """Gradient buffers and their reduction over data-parallel ranks. All weights must be in place: buffers copy
+    them."""
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=precision.grad_reduce_fp32,
         use_distributed_optimizer=True,

@@ -8,7 +8,8 @@ from megatron_glmv.config.schema import OptimConfig
 
 
 def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
-    """Rate of the update that makes step `step` (counted from 1) of `steps`: linear warm-up, then a cosine to `min_lr`."""
+    """Rate of the update that makes step `step` (counted from 1) of `steps`: linear warm-up, then a cosine to
+    `min_lr`."""
     if step <= optim.warmup_steps:
         return optim.lr * step / optim.warmup_steps
     span = max(1, steps - optim.warmup_steps)

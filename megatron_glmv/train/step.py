@@ -21,6 +21,7 @@ from megatron_glmv.data.types import PackedBatch
 from megatron_glmv.model.glmv import VisualInput
 from megatron_glmv.model.packed import packed_segments
 from megatron_glmv.model.router import set_balance_scale
+from megatron_glmv.model.vision import VisionEncoder
 from megatron_glmv.parallel.groups import Groups, device_sum
 from megatron_glmv.train.losses import weighted_sum
 
@@ -52,12 +53,12 @@ def unwrap(chunk: Any) -> Any:
     return chunk
 
 
-def model_inputs(batch: PackedBatch, device: torch.device, *, with_images: bool) -> dict[str, Any]:
-    """A pack as the arguments of GLMV.forward, on the device, pixels normalised there."""
+def model_inputs(batch: PackedBatch, device: torch.device, encoder: VisionEncoder | None) -> dict[str, Any]:
+    """A pack as the arguments of GLMV.forward, on the device, pixels normalised there; none without an encoder."""
     visual = None
-    if with_images:
+    if encoder is not None:
         visual = VisualInput(
-            pixel_values=normalise(batch.pixel_values.to(device)),
+            pixel_values=normalise(batch.pixel_values.to(device), encoder.vision),
             grids=batch.grids,
             positions=batch.visual_positions.to(device),
         )
@@ -77,10 +78,10 @@ def forward_micro_batch(
     batches: Iterator[PackedBatch],
     model: Any,
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
-    """The forward function that megatron-core's schedules call. `reduce(batch, losses [T])` gives the micro-batch's loss
-    sum and what the schedule collects of it."""
+    """The forward function that megatron-core's schedules call. `reduce(batch, losses [T])` gives the micro-batch's
+    loss sum and what the schedule collects of it."""
     batch = next(batches)
-    inputs = model_inputs(batch, device, with_images=unwrap(model).pre_process)
+    inputs = model_inputs(batch, device, unwrap(model).vision)
     output = model(inputs.pop("input_ids"), inputs.pop("position_ids"), **inputs)
 
     def loss_function(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -107,14 +108,16 @@ def reduce_encoder_gradients(chunks: list[Any], group: Any) -> None:
     if gradients:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat, group=group)
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
 
 class Trainer:
     """The model, its optimizer and the schedule that runs them."""
 
-    def __init__(self, chunks: list[Any], optimizer: Any, groups: Groups, device: torch.device, pack_tokens: int) -> None:
+    def __init__(
+        self, chunks: list[Any], optimizer: Any, groups: Groups, device: torch.device, pack_tokens: int
+    ) -> None:
         self.chunks, self.optimizer, self.groups, self.device = chunks, optimizer, groups, device
         self.pack_tokens = pack_tokens
         self._weight = 1.0
@@ -130,7 +133,9 @@ class Trainer:
                 if chunks[0].ddp_config.overlap_param_gather:
                     config.param_sync_func = [c.start_param_sync for c in chunks]
 
-    def _finalize(self, chunks: list[Any], _: Any = None, pg_collection: Any = None, force_all_reduce: bool = False) -> None:
+    def _finalize(
+        self, chunks: list[Any], _: Any = None, pg_collection: Any = None, force_all_reduce: bool = False
+    ) -> None:
         """megatron-core's reductions, then the encoder's, then the division by the weight of the global batch."""
         finalize_model_grads(chunks, None, pg_collection=pg_collection, force_all_reduce=force_all_reduce)
         reduce_encoder_gradients(chunks, self.groups.tp)
@@ -150,7 +155,8 @@ class Trainer:
         )
 
     def step(self, batches: list[PackedBatch], global_packs: int, *, stop_requested: bool = False) -> StepResult:
-        """Trains on the global batch of which `batches` are this replica's packs. Raises DivergedError on every rank."""
+        """Trains on the global batch of which `batches` are this replica's packs. Raises DivergedError on every
+        rank."""
         counts = [
             sum(float(batch.loss_weights.sum()) for batch in batches),
             sum(int((~batch.padding).sum()) for batch in batches),
@@ -184,8 +190,8 @@ class Trainer:
         return StepResult(loss, float(grad_norm), round(tokens), round(samples), stop > 0)
 
     def start_reading_weights(self) -> None:
-        """With overlapped parameter gathering, other ranks' parameters are one step old until the next forward pass: gather
-        them before weights are saved or evaluated."""
+        """With overlapped parameter gathering, other ranks' parameters are one step old until the next forward pass:
+        gather them before weights are saved or evaluated."""
         if self.chunks[0].ddp_config.overlap_param_gather:
             for chunk in self.chunks:
                 chunk.disable_forward_pre_hook()

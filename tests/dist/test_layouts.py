@@ -1,11 +1,11 @@
 """The same steps under every layout give the single process's numbers.
 
-Derivation. A step minimises sum_t w_t l_t / sum_t w_t over the tokens t of the global batch, plus the balance loss of each
-pack averaged over packs. Neither depends on which rank holds a token, an expert, a layer or an image, so in exact
+Derivation. A step minimises sum_t w_t l_t / sum_t w_t over the tokens t of the global batch, plus the balance loss of
+each pack averaged over packs. Neither depends on which rank holds a token, an expert, a layer or an image, so in exact
 arithmetic loss and gradient norm are equal under all layouts; in fp32 they differ by the order of summation (measured:
-1e-7 in loss, 7e-7 in gradient norm). The bounds are 1e-5 (loss) and 1e-4 (norm): an error of scale or a missing reduction
-shows as 1e-2 or more. A token whose two best experts tie within rounding may be routed elsewhere, which shows as about
-1e-4 in the norm; the seed has no such token.
+1e-7 in loss, 7e-7 in gradient norm). The bounds are 1e-5 (loss) and 1e-4 (norm): an error of scale or a missing
+reduction shows as 1e-2 or more. A token whose two best experts tie within rounding may be routed elsewhere, which
+shows as about 1e-4 in the norm; the seed has no such token.
 
 Not covered: bf16 (layouts differ by 1e-4 and more, as bf16 does), context parallelism, each single gradient.
 """
@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import torch
-
 from helpers import tiny
 from helpers.ranks import run_ranks
+
 from megatron_glmv.config.schema import Config
 from megatron_glmv.parallel.topology import Topology
 
@@ -84,7 +84,9 @@ def compare(model: Any, layouts: dict[str, dict[str, Any]]) -> list[tuple[str, i
     for name, parallel in layouts.items():
         config = tiny.config(model, **parallel)
         ours = run_layout(config)
-        rows.append((name, Topology.resolve(config.parallel, None).world, worst(ours, reference, 0), worst(ours, reference, 1)))
+        rows.append(
+            (name, Topology.resolve(config.parallel, None).world, worst(ours, reference, 0), worst(ours, reference, 1))
+        )
     return rows
 
 

@@ -1,8 +1,8 @@
 """What must hold for the whole model in one process: packs, packs without images, routing and balancing.
 
-Derivation of the balance loss. For a pack with n tokens that are not padding, E experts and k routed slots a token, with
-f_i = (slots expert i got) / (k n) and P_i = mean over the tokens of s_i / sum_j s_j (s = sigmoid of the router's logits):
-L = E sum_i f_i P_i; its minimum, at even load and even scores, is 1. f carries no gradient.
+Derivation of the balance loss. For a pack with n tokens that are not padding, E experts and k routed slots a token,
+with f_i = (slots expert i got) / (k n) and P_i = mean over the tokens of s_i / sum_j s_j (s = sigmoid of the router's
+logits): L = E sum_i f_i P_i; its minimum, at even load and even scores, is 1. f carries no gradient.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-
 from helpers import tiny
 from helpers.ranks import run_ranks
+
 from megatron_glmv.config.schema import Config
 from megatron_glmv.data.types import PackedBatch
 from megatron_glmv.parallel.topology import Topology
@@ -31,7 +31,7 @@ def _model(config: Config) -> Any:
 def _losses(model: Any, batch: PackedBatch) -> torch.Tensor:
     from megatron_glmv.train.step import model_inputs
 
-    inputs = model_inputs(batch, torch.device("cpu"), with_images=True)
+    inputs = model_inputs(batch, torch.device("cpu"), model.vision)
     return model(inputs.pop("input_ids"), inputs.pop("position_ids"), **inputs)[0]  # type: ignore[no-any-return]
 
 

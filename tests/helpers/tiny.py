@@ -49,8 +49,8 @@ def config(model: ModelConfig = MODEL, precision: str = "fp32", **parallel: Any)
 
 
 def pack(number: int, vision: VisionConfig = VISION) -> PackedBatch:
-    """Pack `number`: a text sample, one with an image, one with a video (two temporal patches), padding. Every fourth pack
-    has no image at all. Segments are aligned to 16 tokens."""
+    """Pack `number`: a text sample, one with an image, one with a video (two temporal patches), padding. Every fourth
+    pack has no image at all. Segments are aligned to 16 tokens."""
     g = torch.Generator().manual_seed(1000 + number)
     layouts: list[list[tuple[int, int, int]]] = [[], [(1, 4, 2 + 2 * (number % 2))], [(2, 2, 4)]]
     if number % 4 == 3:
@@ -100,7 +100,8 @@ def pack(number: int, vision: VisionConfig = VISION) -> PackedBatch:
 
 
 class Packs:
-    """A loader over `pack`, in the order of every loader: replica r of D takes packs r, r + D, ... of a global batch."""
+    """A loader over `pack`, in the order of every loader: replica r of D takes packs r, r + D, ... of a global
+    batch."""
 
     def __init__(self, global_batch: int, dp_rank: int, dp_size: int) -> None:
         self.global_batch, self.dp_rank, self.dp_size, self.position = global_batch, dp_rank, dp_size, 0
