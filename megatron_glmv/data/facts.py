@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_glmv.data.errors import SampleError
 from megatron_glmv.data.types import Json
 
 KEY, SHOWS, CUT = 1, 2, 4
@@ -111,8 +112,11 @@ class MediaFacts:
 
     @cached_property
     def packets(self) -> PacketTable:
-        """Raises ValueError when the table is damaged."""
-        return PacketTable.decode(self.table)
+        """Raises SampleError when the table is damaged."""
+        try:
+            return PacketTable.decode(self.table)
+        except ValueError as e:
+            raise SampleError(self.member, str(e)) from e
 
     def frame_seconds(self) -> NDArray[np.float64]:
         """[F] float64: time of each shown frame in seconds from the first one, true also where the rate varies."""

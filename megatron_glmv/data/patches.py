@@ -96,10 +96,7 @@ def plan(facts: MediaFacts, data: DataConfig, vision: VisionConfig) -> MediaPlan
     count = vision.temporal_patch
     least, most = data.image_min_pixels, data.image_max_pixels
     if facts.kind == VIDEO:
-        try:
-            frames, times = sample_frames(facts, data.video_fps, data.video_max_frames)
-        except ValueError as e:
-            raise SampleError(facts.member, str(e)) from e
+        frames, times = sample_frames(facts, data.video_fps, data.video_max_frames)
         count = len(frames)
         seconds = tuple(int(t) for t in times[:: vision.temporal_patch])
         least, most = data.video_min_pixels, data.video_max_pixels
