@@ -106,7 +106,7 @@ class MediaFacts:
     extradata: str = ""
     """Codec configuration of the container, base64."""
     matrix: int = 2
-    """AVColorSpace of the file: 1 BT.709, 2 unspecified, 5 and 6 BT.601, 9 BT.2020. Frames are converted with BT.601."""
+    """AVColorSpace of the file: 1 BT.709, 2 unspecified, 5, 6 BT.601, 9 BT.2020. Frames are converted with BT.601."""
     table: str = ""
     """PacketTable, encoded."""
 

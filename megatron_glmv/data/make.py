@@ -69,8 +69,8 @@ def make_shards(
 ) -> Summary:
     """Write shards and index into `out`, which must hold no shards yet.
 
-    Sources: one JSONL file, or a directory whose `*.jsonl` (a conversation a line) and `*.json` (one conversation) files
-    are taken in order of their names. Media paths are relative to the file and must stay inside its folder. A
+    Sources: one JSONL file, or a directory whose `*.jsonl` (a conversation a line) and `*.json` (one conversation)
+    files are taken in order of their names. Media paths are relative to the file and must stay inside its folder. A
     conversation that is unusable (not JSON, a medium missing or unreadable, an id used twice) is listed in
     `out/rejects.jsonl` with its place and reason. `workers` processes read and check the media; the result does not
     depend on their number. Raises DataError when there is no source or not one usable conversation.
@@ -208,7 +208,7 @@ def extension(path: Path) -> str:
 
 
 def safe_key(ident: str) -> str:
-    """A key of letters, digits, `_` and `-` for any id; ids that had to be changed carry a hash, so they stay distinct."""
+    """A key of letters, digits, `_` and `-` for any id; a changed id carries a hash, so that ids stay distinct."""
     plain = re.sub(r"[^A-Za-z0-9_-]", "_", ident)
     if plain == ident and len(plain) <= MAX_KEY and not plain.startswith("-"):
         return plain

@@ -135,9 +135,9 @@ def resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def patchify(frames: torch.Tensor, vision: VisionConfig) -> torch.Tensor:
-    """uint8 [F, H, W, 3] -> uint8 [N, V]: frames in time, 2 x 2 blocks of patches inside a frame, (3, T, 14, 14) in a patch.
+    """uint8 [F, H, W, 3] -> uint8 [N, V].
 
-    The last frame is repeated to fill `temporal_patch`, so a single image becomes one temporal patch.
+    Frames in time, 2 x 2 blocks of patches inside a frame, (3, temporal_patch, 14, 14) inside a patch. The last frame is repeated to fill `temporal_patch`, so a single image becomes one temporal patch.
     """
     t, p, m = vision.temporal_patch, vision.patch, vision.merge
     count, height, width, channels = frames.shape
@@ -150,7 +150,7 @@ def patchify(frames: torch.Tensor, vision: VisionConfig) -> torch.Tensor:
 
 
 def normalise(patches: torch.Tensor, vision: VisionConfig) -> torch.Tensor:
-    """uint8 [N, V] -> float32 [N, V]: (x / 255 - mean) / std with CLIP's constants, in the reference's order of operations."""
+    """uint8 [N, V] -> float32 [N, V]: (x / 255 - mean) / std with CLIP's constants, bit-equal to the reference's."""
     repeat = vision.patch_values // 3
     mean = (torch.tensor(CLIP_MEAN) * (1.0 / (1 / 255))).repeat_interleave(repeat).to(patches.device)
     std = (torch.tensor(CLIP_STD) * (1.0 / (1 / 255))).repeat_interleave(repeat).to(patches.device)

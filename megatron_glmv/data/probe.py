@@ -9,7 +9,7 @@ from megatron_glmv.data.types import IMAGE, VIDEO
 
 
 def probe(kind: str, member: str, data: bytes) -> MediaFacts:
-    """Look at the container of an image or video without decoding it (of a video: its first frame, for colour and rotation)."""
+    """Look at a container without decoding it, but for the first frame of a video (its matrix and rotation)."""
     try:
         if kind == IMAGE:
             return image_facts(member, data)

@@ -80,7 +80,7 @@ class Frames:
         self.missing = set(self.rows)
 
     def put(self, frames: Sequence[int], pixels: torch.Tensor) -> None:
-        """`pixels` uint8 [len(frames), H, W, 3] as decoded. Raises SampleError when they are not of the index's size."""
+        """`pixels` uint8 [len(frames), H, W, 3] as decoded. Raises SampleError on another size than indexed."""
         facts = self.clip.facts
         turns = facts.rotation // 90
         shown = torch.rot90(pixels, turns, (1, 2)) if turns else pixels

@@ -91,10 +91,8 @@ def video_facts(member: str, data: bytes) -> MediaFacts:
     longest = int(steps.max()) if len(steps) else 0
     short = found.alone and found.claimed_seconds - have > max(0.5, 3 * longest * tick)
     if found.claimed_packets > len(table) or short:
-        raise SampleError(
-            member,
-            f"holds {len(table)} of {found.claimed_packets or '?'} packets, {have:.2f} of {found.claimed_seconds:.2f} s",
-        )
+        count = f"{len(table)} of {found.claimed_packets or '?'} packets"
+        raise SampleError(member, f"holds {count}, {have:.2f} of {found.claimed_seconds:.2f} s")
     if len(steps) and steps.min() <= 0:
         raise SampleError(member, "two frames have the same time")
     vfr = len(steps) > 1 and longest - int(steps.min()) > max(2, 0.05 * float(np.median(steps)))
