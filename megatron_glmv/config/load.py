@@ -124,16 +124,18 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
     if key in option_names():
         return ConfigError(str(key), _given(str(key), overrides), "exists already", f"write {key}=... without the +")
     if key:
-        return unknown_key(str(key), _given(str(key), overrides), groups())
+        given = [name for name in map(_name, overrides) if name == key or name.startswith(f"{key}.")]
+        key = given[0] if given else str(key)  # Hydra stops at the first part it doesn't know
+        return unknown_key(key, _given(key, overrides), groups())
     named = re.search(r"argument '([^']+)'", text)
     option, _, value = str(getattr(error, "override", named[1] if named else " ".join(overrides))).partition("=")
     return ConfigError(option, value, text.partition(" See https:")[0])
 
 
+def _name(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
 def _given(key: str, overrides: Sequence[str]) -> str | None:
     """What the command line gave for a key."""
-    for override in overrides:
-        name, equals, value = override.partition("=")
-        if equals and name.lstrip("+~") == key:
-            return value
-    return None
+    return next((o.partition("=")[2] for o in overrides if _name(o) == key and "=" in o), None)

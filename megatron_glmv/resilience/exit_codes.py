@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -29,3 +30,21 @@ _MEANINGS = {
     ExitCode.DIVERGED: "the loss or the gradients stayed out of bounds",
     ExitCode.CORRUPT: "no checkpoint passes its checksums",
 }
+
+_SEVERITY = tuple(
+    int(code)
+    for code in (
+        ExitCode.OK,
+        ExitCode.REQUEUE,
+        ExitCode.CONFIG,
+        ExitCode.DATA,
+        ExitCode.HANG,
+        ExitCode.DIVERGED,
+        ExitCode.CORRUPT,
+    )
+)
+
+
+def worst(codes: Iterable[int]) -> int:
+    """The code of several runs together: a failure outranks "run again", and a code that is not ours outranks all."""
+    return max(codes, key=lambda code: _SEVERITY.index(code) if code in _SEVERITY else len(_SEVERITY), default=0)
