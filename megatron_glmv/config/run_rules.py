@@ -70,14 +70,6 @@ def training_rules(config: Config, world: int | None) -> Iterator[Problem]:
         yield Problem(
             "min_lr", "optim.min_lr", optim.min_lr, f"is above lr = {optim.lr}", (("optim.min_lr", [optim.lr]),)
         )
-    if optim.warmup_steps > train.steps:
-        yield Problem(
-            "warmup",
-            "optim.warmup_steps",
-            optim.warmup_steps,
-            f"is more than train.steps = {train.steps}",
-            (("optim.warmup_steps", [train.steps]),),
-        )
     if train.stop_step is not None and train.stop_step > train.steps:
         yield Problem(
             "stop_step",

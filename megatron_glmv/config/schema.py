@@ -128,7 +128,8 @@ class DataConfig:
     path: str = ""
     """Directory of training shards (`glmv data make`)."""
     val_path: str = ""
-    """Directory of held-out shards for validation loss; empty: none."""
+    """Directory of held-out shards for validation loss; auto: the directory `val` beside `path` where there is one;
+    empty: none."""
     tokenizer: str = ""
     """Directory with tokenizer.json; empty: the one in `path`/tokenizer."""
     template: str = "glm45v"
@@ -169,6 +170,7 @@ class OptimConfig:
     lr: float = 3e-4
     min_lr: float = 3e-5
     warmup_steps: int = 100
+    """A run of fewer steps ends within the warm-up."""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8

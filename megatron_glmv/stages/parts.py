@@ -31,6 +31,14 @@ def tokenizer_dir(config: Config) -> Path:
     return Path(config.data.tokenizer) if config.data.tokenizer else Path(config.data.path).parent / "tokenizer"
 
 
+def validation_dir(config: Config) -> Path | None:
+    """`data.val_path`, resolved; None where there is nothing to validate on."""
+    if config.data.val_path != "auto":
+        return Path(config.data.val_path) if config.data.val_path else None
+    beside = Path(config.data.path).parent / "val"
+    return beside if beside.is_dir() else None
+
+
 def owns_loader(groups: Groups) -> bool:
     """True on the rank of a model replica that reads and decodes for all of it."""
     return dist.get_process_group_ranks(groups.model)[0] == dist.get_rank()
@@ -97,12 +105,13 @@ def make_validation(
     config: Config, session: Session, trainer: Any, tokenizer: Tokenizer, run_dir: Path
 ) -> Callable[[], dict[str, float]] | None:
     """A function that gives the validation losses, or None where no held-out set is configured. Collective."""
-    if not config.data.val_path or not config.train.val_packs:
+    directory = validation_dir(config)
+    if directory is None or not config.train.val_packs:
         return None
     groups = session.groups
     size = groups.topology.data
     packs = -(-config.train.val_packs // size) * size  # every replica takes part equally
-    data = ShardDataset(Path(config.data.val_path))
+    data = ShardDataset(directory)
     domain_by_key = {entry.key: entry.domain or "other" for entry in map(data.entry, range(len(data)))}
     domains = sorted(set(domain_by_key.values()))
     index_by_key = {key: domains.index(domain) for key, domain in domain_by_key.items()}

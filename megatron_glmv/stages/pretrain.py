@@ -91,7 +91,7 @@ def _train(
     feed = Feed(loader, groups, session.device, packs // groups.topology.data)
     recorder = None
     if dist.get_rank() == 0:
-        recorder = Recorder(run_dir, config.train.steps, config.train.log_every, state.step)
+        recorder = Recorder(run_dir, config.train.steps, config.train.log_every, state.step, state.tokens)
         recorder.note(
             f"{config.model.name} on {groups.topology.describe()}, {session.platform.name}, from step {state.step}"
         )

@@ -23,7 +23,7 @@ class Recorder:
     Lines of steps that a resumed run will make again are cut off when it starts, so that a step has one line.
     """
 
-    def __init__(self, run_dir: Path, steps: int, log_every: int, first_step: int) -> None:
+    def __init__(self, run_dir: Path, steps: int, log_every: int, first_step: int, tokens: int = 0) -> None:
         self.path = run_dir / "metrics.jsonl"
         self.steps, self.log_every = steps, log_every
         _keep_until(self.path, first_step)
@@ -31,7 +31,7 @@ class Recorder:
         self._metrics: IO[str] = self.path.open("a", encoding="utf-8")
         self._samples_path = run_dir / "samples.jsonl"
         self._tensorboard: Any = _tensorboard(run_dir / "tensorboard")
-        self._previous: tuple[float, int] = (time.monotonic(), -1)
+        self._previous: tuple[float, int] = (time.monotonic(), tokens)
         self._progress: Progress | None = None
         if sys.stdout.isatty():
             self._progress = Progress(
@@ -65,9 +65,7 @@ class Recorder:
 
     def _show(self, record: Json) -> None:
         step, now = record["step"], time.monotonic()
-        rate = (
-            (record["tokens"] - self._previous[1]) / max(now - self._previous[0], 1e-9) if self._previous[1] >= 0 else 0
-        )
+        rate = (record["tokens"] - self._previous[1]) / max(now - self._previous[0], 1e-9)
         text = f"loss {record['loss']:.4f}  grad {record['grad_norm']:.3f}  lr {record['lr']:.2e}"
         if "val_loss" in record:
             text += f"  val {record['val_loss']:.4f}"
