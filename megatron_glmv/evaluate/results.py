@@ -9,9 +9,11 @@ Media paths in predictions are relative to the file of questions, whose absolute
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from megatron_glmv.data.errors import DataError
@@ -60,19 +62,29 @@ def scores_of(results: Json) -> dict[str, Score]:
 
 def table(title: str, plain: dict[str, Score], control: dict[str, Score] | None = None) -> Table:
     """Accuracy by task; with `control` also what is left when the media are shuffled."""
-    made = Table(title=title, title_justify="left", caption="above chance = (right - chance) / (1 - chance)")
+    made = Table(
+        title=title,
+        title_justify="left",
+        caption="above chance = (right - chance) / (1 - chance)"
+        + ("; shuffled: the same with the media exchanged" if control else ""),
+    )
     made.caption_justify = "left"
     made.add_column("task")
     for name in ("questions", "right", "chance", "above chance", "95 % interval"):
-        made.add_column(name, justify="right")
+        made.add_column(name, justify="right", no_wrap=True)
     if control is not None:
-        made.add_column("media shuffled", justify="right")
+        made.add_column("shuffled", justify="right", no_wrap=True)
     for name, s in plain.items():
         cells = [f"{s.n:,}", f"{s.accuracy:.1%}", f"{s.chance:.1%}", f"{s.above_chance:.3f}", _interval(s)]
         if control is not None:
             cells.append(f"{control[name].above_chance:.3f}" if name in control else "none")
         made.add_row(name, *cells, end_section=name == list(plain)[-2:][0] and TOTAL in plain)
     return made
+
+
+def show(made: Table) -> None:
+    """Prints a table; into a file or a pipe 120 columns wide."""
+    Console(width=None if sys.stdout.isatty() else 120).print(made)
 
 
 def compare(a: Path, b: Path) -> Table:

@@ -18,7 +18,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 def main(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     """Writes the page of these runs and returns its path.
 
-    Without `out` it is RUN_DIR/report.html of the first run. Raises FileNotFoundError when a directory is not there;
+    Without `out` it is RUN_DIR/report.html of the first run. Raises DataError when a directory is not there;
     anything missing inside one is said on the page.
     """
     runs = [read_run(path) for path in run_dirs]

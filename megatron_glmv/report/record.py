@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from megatron_glmv.data.errors import DataError
 from megatron_glmv.data.types import Json
 
 Points = list[tuple[int, float]]
@@ -66,9 +67,9 @@ class RunRecord:
 
 
 def read_run(path: Path) -> RunRecord:
-    """Raises FileNotFoundError only when the directory itself is not there."""
+    """Raises DataError only when the directory itself is not there."""
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} is not a run directory")
+        raise DataError(path, "is not a run directory")
     problems: list[str] = []
     return RunRecord(
         path=path.resolve(),

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from megatron_glmv.data.errors import DataError
 from megatron_glmv.evaluate.metrics import Graded
 from megatron_glmv.evaluate.results import summarise, write
 from megatron_glmv.report.chart import MAX_POINTS, Axis, Line, line_chart, short, smoothed, thin
@@ -236,7 +237,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(DataError, match="nowhere"):
         main([tmp_path / "nowhere"])
 
 
