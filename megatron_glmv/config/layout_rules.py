@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import lcm
 
 from .errors import ConfigError
 from .layout import Sizes, expert_tensor_of, resolve_sizes, sequence_of
@@ -72,15 +73,23 @@ def pipeline_rules(config: Config, world: int | None) -> Iterator[Problem]:
             "interleaves the chunks of several pipeline stages, and pipeline is 1",
             (("parallel.virtual_pipeline", [1]),),
         )
-    if chunks > layers:
+    if pipeline > layers:
         yield Problem(
             "pipeline.layers",
             "parallel.pipeline",
             pipeline,
-            f"x virtual_pipeline = {chunks} chunks is more than the {layers} layers",
+            f"is more than the {layers} layers",
+            (("parallel.pipeline", near(pipeline, divisors(layers))),),
+        )
+    elif chunks > layers:
+        yield Problem(
+            "virtual.layers",
+            "parallel.virtual_pipeline",
+            virtual,
+            f"x pipeline = {chunks} chunks is more than the {layers} layers",
             (
-                ("parallel.pipeline", near(pipeline, divisors(layers))),
                 ("parallel.virtual_pipeline", near(virtual, divisors(layers))),
+                ("parallel.pipeline", near(pipeline, divisors(layers))),
             ),
         )
     elif split is None and layers % chunks:
@@ -192,7 +201,11 @@ def _grid_problem(config: Config, world: int | None, error: ConfigError) -> Prob
         (
             ("parallel.expert", near(parallel.expert, experts)),
             ("parallel.data", [n for n in data if n >= (parallel.data or 1)] if world is None else []),
+            ("parallel.expert_tensor", [None] if parallel.expert_tensor is not None else []),
         ),
+        f"start a multiple of {lcm(parallel.tensor * parallel.context, per) * parallel.pipeline} ranks"
+        if world
+        else "",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .errors import ConfigError, show
 from .fingerprint import replace_option
 from .layout_rules import expert_rules, grid_rules, pipeline_rules, tensor_rules
@@ -41,27 +43,39 @@ def problems(config: Config, world: int | None) -> list[Problem]:
 
 
 def refusal(config: Config, world: int | None, found: list[Problem]) -> ConfigError:
-    """The error for the first of `found`, naming repairs that were tried: such a value leaves no problem, or, where
-    there are several problems, answers this one and brings no new one."""
+    """The error for the first of `found`. A repair is named only after it was tried: it leaves no problem at all; else,
+    where no single value does that, it answers this one and brings no new one; else it answers this one and is not
+    itself wrong for another reason."""
     problem = found[0]
+    before = {other.rule for other in found}
+    tried: list[tuple[str, object, dict[str, str]]] = [
+        (option, value, _broken(replace_option(config, option, value), world, problem))
+        for option, candidates in problem.repairs
+        for value in list(candidates)[:TRIED]
+    ]
+    grades: tuple[Callable[[str, dict[str, str]], bool], ...] = (
+        lambda option, left: not left,
+        lambda option, left: left.keys() < before,
+        lambda option, left: problem.rule not in left and all(left[new] != option for new in left.keys() - before),
+    )
     legal: list[tuple[str, object]] = []
-    for whole in (True, False):
-        for option, candidates in problem.repairs:
-            tried = list(candidates)[:TRIED]
-            good = [value for value in tried if _helps(config, world, found, option, value, whole)]
-            legal += [(option, value) for value in good[:NAMED]]
-        if legal:
-            break
+    for good in grades:
+        legal = legal or _few([(option, value) for option, value, left in tried if good(option, left)])
     fix = ", or ".join(filter(None, [_say(legal), problem.advice]))
     return ConfigError(problem.option, problem.value, problem.message, fix, tuple(legal))
 
 
-def _helps(config: Config, world: int | None, found: list[Problem], option: str, value: object, whole: bool) -> bool:
-    changed = replace_option(config, option, value)
-    left = {problem.rule for problem in problems(changed, world)}
-    if not whole and found[0].rule.startswith("range:"):  # a value in its range may still break a rule with another
-        left = {problem.rule for problem in range_rules(changed, world)}
-    return not left if whole else left < {problem.rule for problem in found}
+def _broken(config: Config, world: int | None, problem: Problem) -> dict[str, str]:
+    """The rules a config breaks, with the option each one names."""
+    if problem.rule.startswith("range:"):  # a value in its range may still break a rule together with another one
+        return {other.rule: other.option for other in range_rules(config, world)}
+    return {other.rule: other.option for other in problems(config, world)}
+
+
+def _few(pairs: list[tuple[str, object]]) -> list[tuple[str, object]]:
+    """The first NAMED values of each option."""
+    options = dict.fromkeys(option for option, _ in pairs)
+    return [pair for option in options for pair in [p for p in pairs if p[0] == option][:NAMED]]
 
 
 def _say(legal: list[tuple[str, object]]) -> str:
