@@ -127,3 +127,13 @@ def test_nothing_but_tensors_and_json_is_on_disk(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.manifest.topology["expert"] == 2
     assert checkpoint.optimizer_step == 1
+    _run_the_example_of_the_documentation(tmp_path)
+
+
+def _run_the_example_of_the_documentation(root: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "checkpoint_format.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    assert '"runs/latest"' in code
+    names: dict[str, Any] = {}
+    exec(code.replace('"runs/latest"', repr(str(root))), names)
+    assert names["first_rows"].shape == (16, 64) and names["tensor"].shape == names["record"].shape
