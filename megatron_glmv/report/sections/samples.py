@@ -68,7 +68,10 @@ def _card(prediction: Json, folder: Path) -> Markup:
     said = tag("p", verdict, " ", tag("b", answer), class_="said")
     truth = None if right else tag("p", "answer: ", tag("b", _cut(str(prediction.get("answer", "")))), class_="truth")
     question = tag("p", _cut(str(prediction.get("prompt", ""))), class_="question")
-    return tag("article", head, _pictures(prediction, folder), question, said, truth, class_="card")
+    words = tag("div", question, said, truth, class_="words")
+    pictures = _pictures(prediction, folder)
+    beside = 'class="still"' in pictures and 'class="strip"' not in pictures  # a strip takes the card's whole width
+    return tag("article", head, tag("div", pictures, words, class_="beside" if beside else None), class_="card")
 
 
 def _pictures(prediction: Json, folder: Path) -> Markup:
