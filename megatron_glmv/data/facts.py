@@ -107,6 +107,8 @@ class MediaFacts:
     """Codec configuration of the container, base64."""
     matrix: int = 2
     """AVColorSpace of the file: 1 BT.709, 2 unspecified, 5, 6 BT.601, 9 BT.2020. Frames are converted with BT.601."""
+    uneven: bool = False
+    """Frame size or pixel layout changes on the way, which DALI's CPU back end does not survive."""
     table: str = ""
     """PacketTable, encoded."""
 

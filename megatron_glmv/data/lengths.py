@@ -8,12 +8,9 @@ Shapes: n samples of the data set.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from safetensors.numpy import save
 from megatron_glmv.config.schema import DataConfig, VisionConfig
 from megatron_glmv.data.errors import SampleError
 from megatron_glmv.data.index import HEADER, ShardDataset
+from megatron_glmv.data.locks import turn
 from megatron_glmv.data.patches import plan
 from megatron_glmv.data.progress import track
 from megatron_glmv.data.sample import SampleLayout, lay_out
@@ -102,7 +100,7 @@ def measure(layouts: Layouts) -> Lengths:
         return known
     try:
         directory.mkdir(exist_ok=True)
-        with _turn(directory / ".lock"):
+        with turn(directory / ".lock"):
             known = _read(path, len(layouts.dataset))
             if known is None:
                 known = _count(layouts)
@@ -127,15 +125,6 @@ def _count(layouts: Layouts) -> Lengths:
         visual = len(layout.visual_positions)
         rows[:, i] = (len(layout), trained, visual, layout.patches, frames, len(layout.plans))
     return Lengths(**dict(zip(_COLUMNS, rows, strict=True)), errors=errors)
-
-
-@contextmanager
-def _turn(lock: Path) -> Iterator[None]:
-    """One process at a time; the kernel lets go of the lock when its holder dies."""
-    with lock.open("a") as file:
-        with suppress(OSError):  # a file system without locks: all count, the last rename wins with equal bytes
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _read(path: Path, n: int) -> Lengths | None:

@@ -137,7 +137,8 @@ def resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def patchify(frames: torch.Tensor, vision: VisionConfig) -> torch.Tensor:
     """uint8 [F, H, W, 3] -> uint8 [N, V].
 
-    Frames in time, 2 x 2 blocks of patches inside a frame, (3, temporal_patch, 14, 14) inside a patch. The last frame is repeated to fill `temporal_patch`, so a single image becomes one temporal patch.
+    Frames in time, 2 x 2 blocks of patches inside a frame, (3, temporal_patch, 14, 14) inside a patch. The last frame
+    is repeated to fill `temporal_patch`, so a single image becomes one temporal patch.
     """
     t, p, m = vision.temporal_patch, vision.patch, vision.merge
     count, height, width, channels = frames.shape

@@ -99,7 +99,7 @@ class Frames:
 
 
 def dali_can(dali: Dali, facts: MediaFacts) -> bool:
-    return facts.format in dali.codecs and can_mux(facts)
+    return facts.format in dali.codecs and can_mux(facts) and not facts.uneven
 
 
 def decode_with_dali(dali: Dali, clips: Sequence[Clip], device: torch.device) -> list[torch.Tensor]:

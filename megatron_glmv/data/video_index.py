@@ -19,6 +19,7 @@ import numpy as np
 from megatron_glmv.data.errors import SampleError
 from megatron_glmv.data.facts import CUT, KEY, MAX_PACKETS, SHOWS, MediaFacts, PacketTable
 from megatron_glmv.data.types import VIDEO
+from megatron_glmv.data.video_headers import Layout, can_start, layouts, shows_frame
 
 MAX_BYTES = 1 << 31
 MAX_PIXELS = 8192 * 8192
@@ -50,6 +51,8 @@ class Demuxed:
     positions: list[int] = field(default_factory=list)
     end: int = 0
     """Largest pts + duration."""
+    layouts: set[Layout] = field(default_factory=set)
+    """Frame sizes and pixel layouts that the packets declare."""
     decoded: list[av.VideoFrame] = field(default_factory=list)
     """The first frame; all of them where the file stores no times and the codec reorders (H.264 in AVI)."""
 
@@ -66,13 +69,20 @@ def complaints(member: str) -> Iterator[None]:
     try:
         with av.logging.Capture() as log:
             yield
-    except (av.FFmpegError, EOFError, IndexError, ValueError) as e:
-        raise SampleError(member, f"{type(e).__name__}: {e}") from e
+    except (av.FFmpegError, EOFError, IndexError, ValueError, ArithmeticError) as e:
+        raise SampleError(member, said(e)) from e
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(repeated)
     if log:
         raise SampleError(member, log[0][2].strip())
+
+
+def said(error: BaseException) -> str:
+    """FFmpeg's own words, without the number and the name of the buffer that PyAV puts around them."""
+    log = getattr(error, "log", None)
+    words = getattr(error, "strerror", None) or str(error)
+    return f"{words} ({log[1]}: {log[2].strip()})" if log else f"{type(error).__name__}: {words}"
 
 
 def video_facts(member: str, data: bytes) -> MediaFacts:
@@ -95,6 +105,8 @@ def video_facts(member: str, data: bytes) -> MediaFacts:
         raise SampleError(member, f"holds {count}, {have:.2f} of {found.claimed_seconds:.2f} s")
     if len(steps) and steps.min() <= 0:
         raise SampleError(member, "two frames have the same time")
+    if found.codec in IN_ORDER and (np.diff(order) <= 0).any():
+        raise SampleError(member, "times of the frames go back")
     vfr = len(steps) > 1 and longest - int(steps.min()) > max(2, 0.05 * float(np.median(steps)))
     fps = frame_rate(found.rate, len(pts), float(pts[-1] - pts[0]) * tick, tick)
     span = (found.end - int(pts[0])) * tick if vfr else len(pts) / fps
@@ -120,8 +132,16 @@ def video_facts(member: str, data: bytes) -> MediaFacts:
         tag=found.tag.hex(),
         extradata=base64.b64encode(found.extradata).decode(),
         matrix=int(frame.colorspace),
+        uneven=uneven(found.layouts, frame.width, frame.height),
         table=table.encode(),
     )
+
+
+def uneven(declared: set[Layout], width: int, height: int) -> bool:
+    """The packets declare another frame size than the first frame's, or more than one pixel layout."""
+    sizes = {layout[:2] for layout in declared}
+    formats = {layout[2:] for layout in declared if len(layout) > 2}
+    return not sizes <= {(width, height)} or len(formats) > 1
 
 
 def frame_rate(declared: float, frames: int, seconds: float, tick: float) -> float:
@@ -145,6 +165,8 @@ def demux(member: str, data: bytes) -> Demuxed:
         if stream is None:
             raise SampleError(member, "no video stream")
         context = stream.codec_context
+        if context is None:
+            raise SampleError(member, "unknown video codec")
         context.thread_count = 1
         if not 0 < context.width * context.height <= MAX_PIXELS:
             raise SampleError(member, f"{context.width} x {context.height} pixels, allowed are 1 .. {MAX_PIXELS}")
@@ -177,6 +199,7 @@ def demux(member: str, data: bytes) -> Demuxed:
                 payload = bytes(packet)
                 starts = packet.is_keyframe and can_start(found.codec, payload, annex_b)
                 shows = shows_frame(found.codec, payload)
+                found.layouts |= layouts(found.codec, payload)
                 found.payloads.append(payload)
                 found.pts.append(packet.pts)
                 found.positions.append(packet.pos if packet.pos is not None else -1)
@@ -198,27 +221,3 @@ def packet_table(found: Demuxed, data: bytes) -> PacketTable:
         offsets.append(data.find(payload, position, position + 64 + len(payload)) if position >= 0 else -1)
     sizes = [len(payload) for payload in found.payloads]
     return PacketTable(*(np.array(column, np.int64) for column in (offsets, sizes, found.pts, found.flags)))
-
-
-def shows_frame(codec: str, data: bytes) -> bool:
-    """False for the hidden reference frames of VP8 and VP9 (RFC 6386 9.1; VP9 bitstream specification 6.2)."""
-    if codec == "vp8":
-        return bool(data[0] >> 4 & 1)
-    if codec == "vp9" and data[-1] >> 5 != 6:  # a superframe always shows its last frame
-        bit = 3 if data[0] >> 4 & 3 != 3 else 2  # profile 3 has one reserved bit
-        return bool((data[0] >> bit | data[0] >> bit - 2) & 1)  # show_existing_frame, show_frame
-    return True
-
-
-def can_start(codec: str, data: bytes, annex_b: bool) -> bool:
-    """A decoder may start here: H.264 needs an IDR, HEVC an IRAP; NVDEC cannot resume at a recovery point."""
-    if codec not in ("h264", "hevc"):
-        return True
-    heads: list[int] = []
-    if annex_b:
-        heads = [unit[0] for unit in data.split(b"\0\0\1")[1:] if unit]
-    at = 0
-    while not annex_b and at + 4 < len(data):
-        heads.append(data[at + 4])
-        at += 4 + int.from_bytes(data[at : at + 4], "big")
-    return any(head & 31 == 5 if codec == "h264" else 16 <= head >> 1 & 63 <= 21 for head in heads)

@@ -69,6 +69,8 @@ def segments(facts: MediaFacts, wanted: Sequence[int]) -> list[Segment]:
         packets = np.arange(first, last + 1)
         if first != keys[0]:
             packets = packets[pts[packets] >= pts[first]]
+        if not np.isin(order[frames], packets).all():
+            raise SampleError(facts.member, "times of the frames contradict the order of the packets")
         found.append(Segment(tuple(packets.tolist()), tuple(frames)))
     return found
 
