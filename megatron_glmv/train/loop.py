@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from megatron_glmv.config.schema import Config
 from megatron_glmv.data.types import Json
@@ -18,10 +17,6 @@ from megatron_glmv.train.state import TrainState
 from megatron_glmv.train.step import StepResult, Trainer
 
 
-class Saver(Protocol):
-    def __call__(self, state: TrainState) -> None: ...
-
-
 @dataclass(frozen=True)
 class Parts:
     """What a stage builds and the loop runs."""
@@ -29,7 +24,7 @@ class Parts:
     config: Config
     trainer: Trainer
     feed: Feed
-    save: Saver
+    save: Callable[[TrainState], None]
     validate: Callable[[], dict[str, float]] | None
     step_ids: Callable[[int], list[str]] | None
     """Sample ids of a global step, where they are to be logged."""

@@ -45,12 +45,14 @@ def train_steps(config: Config, steps: int = STEPS) -> list[tuple[float, float]]
 
     from megatron_glmv.model.build import build_model
     from megatron_glmv.parallel.groups import init_groups
+    from megatron_glmv.parallel.seeding import seed_all
     from megatron_glmv.train.feed import Feed
     from megatron_glmv.train.optimizer import build_optimizer, set_learning_rate, wrap_ddp
     from megatron_glmv.train.schedule import learning_rate
     from megatron_glmv.train.step import Trainer
 
     groups = init_groups(Topology.resolve(config.parallel, dist.get_world_size()))
+    seed_all(config.train.seed)
     device = torch.device("cpu")
     chunks = wrap_ddp(build_model(config, groups, backend="torch", device=device), config.parallel, config.precision)
     optimizer = build_optimizer(config.optim, config, chunks)

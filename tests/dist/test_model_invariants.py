@@ -22,8 +22,10 @@ from megatron_glmv.parallel.topology import Topology
 def _model(config: Config) -> Any:
     from megatron_glmv.model.build import build_model
     from megatron_glmv.parallel.groups import init_groups
+    from megatron_glmv.parallel.seeding import seed_all
 
     groups = init_groups(Topology.resolve(config.parallel, 1))
+    seed_all(config.train.seed)
     (model,) = build_model(config, groups, backend="torch", device=torch.device("cpu"))
     return model
 
