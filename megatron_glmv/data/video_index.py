@@ -54,7 +54,7 @@ class Demuxed:
     layouts: set[Layout] = field(default_factory=set)
     """Frame sizes and pixel layouts that the packets declare."""
     decoded: list[av.VideoFrame] = field(default_factory=list)
-    """The first frame; all of them where the file stores no times and the codec reorders (H.264 in AVI)."""
+    """The first ones; all of them where the file stores no times and the codec reorders (H.264 in AVI)."""
 
 
 @contextmanager
@@ -168,6 +168,7 @@ def demux(member: str, data: bytes) -> Demuxed:
         if context is None:
             raise SampleError(member, "unknown video codec")
         context.thread_count = 1
+        context.options = {"err_detect": "explode"}  # else a damaged slice is painted over
         if not 0 < context.width * context.height <= MAX_PIXELS:
             raise SampleError(member, f"{context.width} x {context.height} pixels, allowed are 1 .. {MAX_PIXELS}")
         base = stream.time_base
@@ -190,6 +191,7 @@ def demux(member: str, data: bytes) -> Demuxed:
             alone=len(box.streams) == 1,
         )
         timeless = found.container == "avi" and found.codec not in IN_ORDER
+        unchecked = found.codec == "mjpeg"  # DALI paints over damage in it, without an error
         annex_b = found.extradata[:1] in (b"", b"\0")
         for packet in box.demux(stream):
             if packet.size:
@@ -206,8 +208,9 @@ def demux(member: str, data: bytes) -> Demuxed:
                 found.flags.append(KEY * starts + SHOWS * shows + CUT * packet.is_discard)
                 found.end = max(found.end, packet.pts + (packet.duration or 0))
                 packet.pts = number  # comes back on the decoded frame
-            if timeless or not found.decoded:  # rotation and matrix are certain only on a frame
-                found.decoded += stream.decode(packet)
+            if timeless or unchecked or not found.decoded:  # rotation and matrix are certain only on a frame
+                frames = stream.decode(packet)
+                found.decoded += frames if timeless or not found.decoded else ()
         if timeless:
             for rank, frame in enumerate(found.decoded):
                 found.pts[frame.pts or 0] = rank
