@@ -108,7 +108,8 @@ def launch(
     The first rank that fails ends the others within seconds and is raised as RankFailed; its own exit code (from
     SystemExit or from an exception's `exit_code`) is the one to leave with. SIGTERM, SIGINT and SIGUSR1 to this process
     go to all ranks. A file is the meeting point: no port to collide on. `target` must be picklable; `preload` names
-    modules that a fork server imports once for all ranks of this and later launches. `on_ranks` is told the process ids.
+    modules that a fork server imports once for all ranks of this and later launches. `on_ranks` is told the process
+    ids.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context: Any = mp.get_context(method)

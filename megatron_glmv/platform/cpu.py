@@ -44,7 +44,7 @@ def _put(stand_in: StandIn) -> None:
 def _import_without_compile() -> None:
     """jit.py decorates with torch.compile at import. On a CPU that makes the first step 9 to 18 s."""
     compile_ = torch.compile
-    torch.compile = lambda model=None, **_: model  # type: ignore[assignment]
+    torch.compile = lambda model=None, **_: model
     try:
         importlib.import_module("megatron.core.jit")  # its package imports most of megatron.core
     finally:

@@ -71,8 +71,8 @@ def stand_ins() -> list[StandIn]:
         StandIn("torch.cuda.get_rng_state", lambda *_, **__: torch.get_rng_state(), rng),
         StandIn("torch.cuda.random.get_rng_state", lambda *_, **__: torch.get_rng_state(), rng),
         StandIn("torch.cuda.set_rng_state", lambda state, *_, **__: torch.set_rng_state(state), rng),
-        StandIn("torch.cuda.manual_seed", lambda seed: torch.default_generator.manual_seed(seed), rng),
-        StandIn("torch.cuda.manual_seed_all", lambda seed: torch.default_generator.manual_seed(seed), rng),
+        StandIn("torch.cuda.manual_seed", torch.default_generator.manual_seed, rng),
+        StandIn("torch.cuda.manual_seed_all", torch.default_generator.manual_seed, rng),
         StandIn("torch.cuda.memory_stats", lambda *_: {}, memory),
     ]
     for most in ("", "max_"):

@@ -1,4 +1,5 @@
-"""FP8 by Transformer Engine, or a refusal. megatron-core without Transformer Engine ignores its fp8 options silently."""
+"""FP8 by Transformer Engine, or a refusal. megatron-core without Transformer Engine ignores its fp8 options
+silently."""
 
 from __future__ import annotations
 

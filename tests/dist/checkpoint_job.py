@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from helpers import tiny
 
+from megatron_glmv.checkpoint import store
 from megatron_glmv.config.schema import CheckpointConfig, Config
 
 
@@ -26,6 +28,11 @@ class Leg:
     save: Path | None = None
     """Root to save in, after each of `save_at`."""
     save_at: tuple[int, ...] = ()
+    """A step that is named twice is saved twice."""
+    keep: int = 2
+    fault: str = ""
+    """POINT@STEP of checkpoint/store.py, where a rank kills itself."""
+    marker: Path = Path("unset")
     bias: bool = False
     """Expert biases that bf16 can't hold, set before the first save."""
 
@@ -123,6 +130,8 @@ def live(leg: Leg) -> Outcome:
     from megatron_glmv.checkpoint.errors import CheckpointError
 
     outcome = Outcome()
+    if leg.fault:
+        os.environ[store.FAULT], os.environ[store.FAULT_MARKER] = leg.fault, str(leg.marker)
     handler = logging.Handler()
     handler.emit = lambda record: outcome.warnings.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("megatron_glmv.checkpoint").addHandler(handler)
@@ -133,8 +142,9 @@ def live(leg: Leg) -> Outcome:
         if leg.bias:
             job.set_biases()
         while True:
-            if leg.save is not None and job.step in leg.save_at:
-                job.save(leg.save)
+            for _ in range(leg.save_at.count(job.step)):
+                assert leg.save is not None
+                job.save(leg.save, keep=leg.keep)
             if job.step >= leg.until:
                 return outcome
             outcome.history.append(job.train_step())

@@ -59,7 +59,7 @@ def pack(number: int, vision: VisionConfig = VISION) -> PackedBatch:
     for items in layouts:
         start = sum(len(part) for part in ids)
         length = int(torch.randint(18, 31, (), generator=g))
-        tokens = torch.randint(0, VOCAB, (length,), generator=g)
+        tokens = (torch.rand(length, generator=g) ** 3 * VOCAB).long()  # skewed, so that ten steps learn something
         where = 3
         ramp = torch.arange(length)
         for t, h, w in items:
