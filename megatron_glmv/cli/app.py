@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from megatron_glmv.cli import data as data_commands
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -12,6 +15,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Trains GLM-4.5V and GLM-4.1V on Megatron-Core, on GPUs or on CPU processes.",
 )
+app.add_typer(data_commands.app, name="data")
+
+Ckpt = Annotated[Path, typer.Option(help="A step's directory, a run's checkpoints, or the run: then its newest.")]
 
 
 @app.command(
@@ -23,6 +29,45 @@ def train(context: typer.Context) -> None:
     from megatron_glmv.cli.train import main
 
     raise typer.Exit(main(context.args))
+
+
+@app.command("eval")
+def evaluate(
+    ckpt: Ckpt,
+    data: Annotated[Path, typer.Option(help="Questions, one conversation a line, media paths relative to the file.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for results; default RUN_DIR/eval/NAME.")] = None,
+    shuffle_media: Annotated[bool, typer.Option(help="Exchange the media between samples (control).")] = False,
+    control: Annotated[bool, typer.Option(help="Both ways, side by side.")] = False,
+    batch_size: int = 64,
+    max_new_tokens: int = 32,
+    limit: Annotated[int | None, typer.Option(help="Questions of each task.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder; default: the run's own.")] = None,
+) -> None:
+    """Exact-match accuracy by task on held-out questions; predictions are written beside it."""
+    from megatron_glmv.evaluate.run import main
+
+    main(
+        ckpt,
+        data,
+        out,
+        shuffle_media=shuffle_media,
+        control=control,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        limit=limit,
+        tokenizer=tokenizer,
+    )
+
+
+@app.command()
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(help="One or more run directories.")],
+    out: Annotated[Path | None, typer.Option(help="File; default RUN_DIR/report.html of the first.")] = None,
+) -> None:
+    """One self-contained HTML page of a run, or of several side by side."""
+    from megatron_glmv.report.page import main
+
+    print(main(run_dirs, out))
 
 
 @app.command()

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from megatron_glmv.config.errors import ConfigError
 from megatron_glmv.config.load import conf_dir, explain, from_omegaconf, register_schema
 from megatron_glmv.config.schema import Config
+from megatron_glmv.config.validate import validate
 from megatron_glmv.resilience.exit_codes import ExitCode, worst
 
 _codes: list[int] = []
@@ -90,7 +91,9 @@ def _application(node: DictConfig) -> float | None:
 
 
 def _run(config: Config) -> int:
-    from megatron_glmv.stages.run import run  # imports torch
+    if not {"RANK", "SLURM_PROCID"} & os.environ.keys():  # no launcher, so the world is the layout's own
+        validate(config, None)  # run() does so too, but after the seconds that importing torch takes
+    from megatron_glmv.stages.run import run
 
     return run(config)
 
