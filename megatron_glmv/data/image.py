@@ -8,7 +8,6 @@ which clips it as transformers does (DALI would scale it).
 from __future__ import annotations
 
 import io
-import struct
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -25,20 +24,10 @@ from megatron_glmv.data.types import IMAGE
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the caps are ours, checked before decoding
 MAX_HEADER_PIXELS = 1 << 34
 """A header that claims more is refused when the index is made; data.max_image_pixels is the cap that matters."""
-DALI_FORMATS = frozenset({"jpeg", "png", "webp", "bmp", "tiff", "jpeg2000", "ppm"})
+DALI_FORMATS = frozenset({"jpeg", "mpo", "png", "webp", "bmp", "tiff", "jpeg2000", "ppm"})
 DALI_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"})
+"""Others differ: DALI scales 16-bit grey where Pillow clips it, and rounds a TIFF's 16-bit palette another way."""
 ORIENTATION = 0x0112
-DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    IndexError,
-    OverflowError,
-    Image.DecompressionBombError,
-)
-"""What Pillow's decoders raise on damaged files."""
 
 
 def image_facts(member: str, data: bytes) -> MediaFacts:
@@ -46,9 +35,10 @@ def image_facts(member: str, data: bytes) -> MediaFacts:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            turned = 0 < width * height <= MAX_HEADER_PIXELS and orientation(image) >= 5
             name, mode = (image.format or "").lower(), image.mode
-    except DECODE_ERRORS as e:
+            # Pillow's size of a TIFF is the one as shown already
+            turned = name != "tiff" and 0 < width * height <= MAX_HEADER_PIXELS and orientation(image) >= 5
+    except Exception as e:  # each of Pillow's plugins has its own ways to fail on damaged files
         raise SampleError(member, f"not a readable image: {reason(e)}") from e
     if not 0 < width * height <= MAX_HEADER_PIXELS:
         raise SampleError(member, f"the header claims {width} x {height} pixels")
@@ -74,7 +64,8 @@ def reason(error: BaseException) -> str:
 
 def dali_can(facts: MediaFacts) -> bool:
     """DALI decodes this image, and to the same pixels as Pillow."""
-    return facts.format in DALI_FORMATS and facts.mode in DALI_MODES
+    palette = facts.format == "tiff" and facts.mode == "P"
+    return facts.format in DALI_FORMATS and facts.mode in DALI_MODES and not palette
 
 
 def decode_with_dali(dali: Dali, items: Sequence[tuple[MediaFacts, bytes]]) -> list[torch.Tensor]:
@@ -95,6 +86,6 @@ def decode_with_pillow(facts: MediaFacts, data: bytes) -> torch.Tensor:
     try:
         with Image.open(io.BytesIO(data)) as image:
             shown = ImageOps.exif_transpose(image).convert("RGB")
-    except DECODE_ERRORS as e:
+    except Exception as e:  # as above
         raise SampleError(facts.member, f"image does not decode: {reason(e)}") from e
     return torch.from_numpy(np.array(shown))

@@ -1,0 +1,171 @@
+"""The packs of one data-parallel rank, step after step.
+
+Pack number p = step x global batch + i is the same whatever the layout; replica r of D takes i = r, r + D, ... The
+position is integers, so that a run resumed on another layout continues with exactly the packs that were next.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from megatron_glmv.config.schema import DataConfig, VisionConfig
+from megatron_glmv.data.batches import BatchMaker, Failure, Pack
+from megatron_glmv.data.errors import DataError
+from megatron_glmv.data.index import ShardDataset
+from megatron_glmv.data.lengths import Layouts, measure
+from megatron_glmv.data.locks import turn
+from megatron_glmv.data.order import PackOrder
+from megatron_glmv.data.packing import fit
+from megatron_glmv.data.pool import WorkerPool
+from megatron_glmv.data.quarantine import LEDGER, Quarantine
+from megatron_glmv.data.tokenizer import Tokenizer
+from megatron_glmv.data.types import Json, PackedBatch
+
+LEAST_JUDGED = 100
+"""Samples a share of failures is taken of at least: one early failure does not end a run."""
+
+
+class PackLoader:
+    """Prefetches `data.prefetch` steps in `data.workers` processes; with 0 workers it decodes when asked."""
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        data: DataConfig,
+        vision: VisionConfig,
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        global_batch: int,
+        dp_rank: int = 0,
+        dp_size: int = 1,
+        run_dir: Path | None = None,
+        start_step: int = 0,
+        worker_timeout: float = 300.0,
+    ) -> None:
+        """run_dir: where the quarantine ledger lies; None keeps no ledger and no budget.
+        worker_timeout: seconds of silence after which a decoder process is replaced.
+
+        Raises DataError where too many samples are unusable, or none fits; ValueError where the replicas cannot share
+        the global batch evenly.
+        """
+        if global_batch % dp_size:
+            raise ValueError(f"a global batch of {global_batch} packs does not divide over {dp_size} replicas")
+        self.dataset, self.data = dataset, data
+        self.global_batch, self.dp_rank, self.dp_size, self.run_dir = global_batch, dp_rank, dp_size, run_dir
+        layouts = Layouts(dataset, tokenizer, data, vision)
+        lengths = measure(layouts)
+        kept = fit(lengths.tokens, lengths.media > 0, data.pack_tokens)
+        self.unusable, self.too_long, self.truncated = len(lengths.errors), len(kept.dropped), kept.truncated
+        """Samples left out because they are broken, left out because no pack holds them, and cut at the end."""
+        self.usable = len(kept.samples)
+        self._length = np.minimum(lengths.tokens, data.pack_tokens)
+        self._order = PackOrder(kept.samples, kept.lengths, data.pack_tokens, data.pack_window, seed)
+        self._record([Failure(*self._name(i), reason) for i, reason in lengths.errors.items()])
+        self._judge(self.unusable, len(dataset), "of the data set cannot be used")
+        self._seen = self._failed = 0
+        """Samples handed out, and holes among them."""
+        self._step = start_step
+        self._anchor = (0, 0)
+        """(step, number of its first pack) from which packs are counted."""
+        self._asked = start_step
+        """Steps before this one are asked for."""
+        self._maker = BatchMaker(layouts) if data.workers == 0 else None
+        self._pool = WorkerPool(layouts, data.workers, worker_timeout) if data.workers else None
+
+    def next_step(self) -> list[PackedBatch]:
+        """This replica's micro-batches of the next global step, in order."""
+        step = self._step
+        if self._pool is not None:
+            while self._asked <= step + self.data.prefetch:
+                for number in self._numbers(self._asked):
+                    self._pool.submit(number, self._pack(number))
+                self._asked += 1
+        batches = [self._batch(number) for number in self._numbers(step)]
+        self._step = step + 1
+        return batches
+
+    def step_ids(self, step: int) -> list[str]:
+        """Keys of all samples of the global batch of a step, pack by pack, failed ones too."""
+        first = self._first_pack(step)
+        numbers = range(first, first + self.global_batch)
+        return [self._name(i)[0] for number in numbers for i in self._order.pack(number)]
+
+    def seek(self, step: int) -> None:
+        """Continue with another step of the same run."""
+        if self._pool is not None:
+            self._pool.forget([number for asked in range(self._step, self._asked) for number in self._numbers(asked)])
+        self._step = self._asked = step
+
+    def state_dict(self) -> Json:
+        """Position behind the last step handed out; JSON."""
+        packs = self._first_pack(self._step)
+        return {"step": self._step, "packs": packs, **self._order.state_at(packs)}
+
+    def load_state_dict(self, state: Json) -> None:
+        """Continue where `state_dict` stood, on any number of replicas or workers and with any global batch.
+
+        Raises DataError where the state belongs to another data set, budget, window or seed.
+        """
+        self._order.load_state(state)
+        self.seek(int(state["step"]))
+        self._anchor = (int(state["step"]), int(state["packs"]))
+
+    def close(self) -> None:
+        """End the decoder processes."""
+        if self._pool is not None:
+            self._pool.close()
+        self.dataset.close()
+
+    def __enter__(self) -> PackLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _first_pack(self, step: int) -> int:
+        at, packs = self._anchor
+        return packs + (step - at) * self.global_batch
+
+    def _numbers(self, step: int) -> range:
+        first = self._first_pack(step)
+        return range(first + self.dp_rank, first + self.global_batch, self.dp_size)
+
+    def _pack(self, number: int) -> Pack:
+        samples = self._order.pack(number)
+        return Pack(samples, tuple(int(self._length[i]) for i in samples))
+
+    def _batch(self, number: int) -> PackedBatch:
+        if self._pool is not None:
+            batch, failures = self._pool.result(number)
+        else:
+            assert self._maker is not None
+            batch, failures = self._maker.make(self._pack(number))
+        self._seen += len(batch.sample_ids)
+        if failures:
+            self._failed += len(failures)
+            self._record(failures)
+            last = failures[-1]
+            self._judge(self._failed, self._seen, f"failed, the last: {last.key}: {last.reason}")
+        return batch
+
+    def _judge(self, bad: int, seen: int, what: str) -> None:
+        allowed = self.data.quarantine_budget * max(seen, LEAST_JUDGED)
+        if self.run_dir is not None and bad > allowed:
+            share = f"data.quarantine_budget={self.data.quarantine_budget:g} allows {allowed:.0f}"
+            raise DataError(self.run_dir / LEDGER, f"{bad} of {seen} samples {what}; {share}")
+
+    def _name(self, i: int) -> tuple[str, str]:
+        entry = self.dataset.entry(i)
+        return entry.key, entry.shard
+
+    def _record(self, failures: list[Failure]) -> None:
+        """Into the ledger, which the replicas share: each takes the lock and reads what the others wrote."""
+        if self.run_dir is None or not failures:
+            return
+        with turn(self.run_dir / f".{LEDGER}.lock"):
+            ledger = Quarantine(self.run_dir, self.data.quarantine_budget)
+            for failure in failures:
+                ledger.add(failure.key, failure.shard, failure.reason)
