@@ -1,4 +1,5 @@
-"""Makes the procedural demo set: shards to train and validate on, an evaluation file with its media, and a tokenizer."""
+"""Makes the procedural demo set: shards to train and validate on, an evaluation file with its media, and a
+tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every option of a run, once, as frozen dataclasses. Nothing below this file sees OmegaConf, and nothing here imports torch.
+"""Every option of a run, once, as frozen dataclasses. No OmegaConf below this file, and no torch in it.
 
 One group of `conf/` is one dataclass. A docstring under a field gives its unit and meaning.
 Values are checked by `config/validate.py`; how YAML becomes these objects is `config/load.py`.

@@ -51,7 +51,8 @@ class MediaPlan:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One micro-batch: one pack of T tokens. A batch carries its own geometry; nothing is inferred from token values."""
+    """One micro-batch: one pack of T tokens. A batch carries its own geometry; nothing is inferred from token
+    values."""
 
     input_ids: torch.Tensor
     """[T] int64. Padding holds the pad token, but is known by `padding` only."""

@@ -53,7 +53,7 @@ FORMATS = {"webm": "webm", "mp4": "mp4", "mov": "mov", "avi": "avi", "ts": "mpeg
 
 
 def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> Frame:
-    """uint8 [height, width, 3]: a moving coloured texture; the top row of black and white cells is `number` in binary."""
+    """uint8 [height, width, 3]: a moving coloured texture; the top row of cells is `number` in binary."""
     y, x = np.mgrid[:height, :width]
     image = np.stack([x * 2 + number * 3, y * 2 - number * 2, (x + y) + number * 5], axis=-1) % 256
     image = np.where(image > 127, 255 - image, image) + 60
@@ -83,7 +83,10 @@ def clip(
     start: int = 0,
 ) -> bytes:
     """A video file of `picture(start)`, `picture(start + 1)`, ...; with `drop`, every drop-th picture is left out."""
-    with TemporaryDirectory() as folder, av.open(f"{folder}/clip", "w", format=FORMATS[kind], options=muxer or {}) as box:
+    with (
+        TemporaryDirectory() as folder,
+        av.open(f"{folder}/clip", "w", format=FORMATS[kind], options=muxer or {}) as box,
+    ):
         stream = box.add_stream(codec, rate=fps, options=options or {})
         stream.width, stream.height = size
         stream.pix_fmt = pixels

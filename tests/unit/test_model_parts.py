@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from megatron_glmv.platform.device import select
 
 from megatron_glmv.config.schema import TextConfig, VisionConfig
+from megatron_glmv.platform.device import select
 
 select("cpu").install()
 

@@ -37,7 +37,7 @@ def draw(rng: np.random.Generator) -> Chart:
     """Colours and heights are drawn without repeats, so that each bar has each colour and height equally often."""
     colours = tuple(str(name) for name in rng.permutation(list(COLOURS))[:BARS])
     heights = tuple(int(level) + 1 for level in rng.permutation(LEVELS)[:BARS])
-    picture = canvas.blank(rng)
+    picture = canvas.blank()
     for place, (colour, level) in enumerate(zip(colours, heights, strict=True)):
         height = level * LEVEL_HEIGHT
         left = place * CELL + (CELL - BAR_WIDTH) // 2

@@ -41,7 +41,7 @@ class Clip:
 def draw(rng: np.random.Generator) -> Clip:
     """Every attribute is drawn alone, all values equally likely."""
     colour, shape, direction = pick(rng, tuple(COLOURS)), pick(rng, SHAPES), pick(rng, tuple(DIRECTIONS))
-    background = canvas.blank(rng)
+    background = canvas.blank()
     start = rng.integers(SIDE // STEP, size=2) * STEP + OFFSET
     places, frames = [], []
     for moved in range(FRAMES):

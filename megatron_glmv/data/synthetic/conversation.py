@@ -32,9 +32,7 @@ class Sample:
         for number, asked in enumerate(self.turns):
             messages.append(self.question(asked, list(self.media) if number == 0 else []))
             messages.append({"role": "assistant", "content": asked.answer})
-        turns = [
-            {"task": t.task, "tier": t.tier, "answer": t.answer, "choices": list(t.choices)} for t in self.turns
-        ]
+        turns = [{"task": t.task, "tier": t.tier, "answer": t.answer, "choices": list(t.choices)} for t in self.turns]
         return {"id": self.key, "domain": self.domain, "messages": messages, "turns": turns}
 
     def question(self, asked: Turn, shown: list[str]) -> Json:

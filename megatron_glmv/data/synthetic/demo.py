@@ -1,7 +1,7 @@
 """The demo set: training and validation shards, an evaluation file and a tokenizer, all from one seed.
 
-    DIR/train/*.tar, index.json(l)    DIR/val/*.tar, index.json(l)    DIR/eval/eval.jsonl, media/
-    DIR/tokenizer/tokenizer.json      DIR/demo.json: the parameters, and that everything is there (written last)
+DIR/train/*.tar, index.json(l)    DIR/val/*.tar, index.json(l)    DIR/eval/eval.jsonl, media/
+DIR/tokenizer/tokenizer.json      DIR/demo.json: the parameters, and that everything is there (written last)
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def _plan(counts: dict[str, int], seed: int, split: str) -> list[Job]:
             raise ValueError(f"{count} samples of {domain}: a count must not be negative")
         names = [name for name, family in FAMILIES.items() if family.domain == domain]
         bounds = np.cumsum([0, *(SHARES[name] for name in names)]) * count // sum(SHARES[name] for name in names)
-        jobs += [(name, i) for name, few, many in zip(names, bounds, bounds[1:]) for i in range(many - few)]
+        jobs += [
+            (name, i) for name, few, many in zip(names, bounds[:-1], bounds[1:], strict=True) for i in range(many - few)
+        ]
     order = stream(seed, split, "mixture", 0).permutation(len(jobs))
     return [jobs[i] for i in order]
 

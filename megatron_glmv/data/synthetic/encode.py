@@ -33,7 +33,10 @@ _VP9 = {
 def encode_image(pixels: Pixels, suffix: str) -> bytes:
     """`pixels` [h, w, 3] as PNG (exact) or JPEG (quality 95, full chroma). Raises KeyError on another suffix."""
     out = BytesIO()
-    options = {PNG: {"format": "PNG", "compress_level": 1}, JPEG: {"format": "JPEG", "quality": 95, "subsampling": 0}}
+    options: dict[str, dict[str, Any]] = {
+        PNG: {"format": "PNG", "compress_level": 1},
+        JPEG: {"format": "JPEG", "quality": 95, "subsampling": 0},
+    }
     Image.fromarray(pixels).save(out, **options[suffix])
     return out.getvalue()
 

@@ -44,7 +44,7 @@ class Lights:
 
 def draw(rng: np.random.Generator) -> Lights:
     order = tuple(str(colour) for colour in rng.permutation(LIGHTS))
-    background, mask, corner = canvas.blank(rng), canvas.shape_mask("circle", LAMP), (SIDE - LAMP) // 2
+    background, mask, corner = canvas.blank(), canvas.shape_mask("circle", LAMP), (SIDE - LAMP) // 2
     frames = []
     for colour in order:
         frame = background.copy()

@@ -1,4 +1,5 @@
-"""One random stream per (seed, split, family, index): any sample can be made alone, and no two splits share a stream."""
+"""One random stream per (seed, split, family, index): any sample can be made alone, and no two splits share a
+stream."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def draw(rng: np.random.Generator) -> Still:
     """Every attribute is drawn alone, all values equally likely."""
     colour, shape, place = pick(rng, tuple(COLOURS)), pick(rng, SHAPES), pick(rng, PLACES)
     digit, count = pick(rng, DIGITS), int(rng.integers(1, MARKS + 1))
-    picture = canvas.blank(rng)
+    picture = canvas.blank()
     row, column = row_and_column(place)
     inset = (CELL - SIZE) // 2
     down, right = rng.integers(-JITTER, JITTER + 1, 2)

@@ -68,9 +68,7 @@ def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
     return items[int(rng.integers(len(items)))]
 
 
-def about(
-    phrasings: Sequence[str], choices: Sequence[str], field: str
-) -> Callable[[Any, np.random.Generator], Ask]:
+def about(phrasings: Sequence[str], choices: Sequence[str], field: str) -> Callable[[Any, np.random.Generator], Ask]:
     """A question about one field of the scene, in one of several phrasings."""
 
     def ask(scene: Any, rng: np.random.Generator) -> Ask:
