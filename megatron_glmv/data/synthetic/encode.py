@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from io import BytesIO
+from typing import Any
 
 import av
 from av.video.stream import VideoStream
