@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from megatron_glmv.cli import data as data_commands
+from megatron_glmv.cli import evaluate as evaluate_commands
+from megatron_glmv.config.errors import ConfigError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,8 +18,10 @@ app = typer.Typer(
     help="Trains GLM-4.5V and GLM-4.1V on Megatron-Core, on GPUs or on CPU processes.",
 )
 app.add_typer(data_commands.app, name="data")
+app.add_typer(evaluate_commands.app, name="eval")
 
 Ckpt = Annotated[Path, typer.Option(help="A step's directory, a run's checkpoints, or the run: then its newest.")]
+Tokenizer = Annotated[Path | None, typer.Option(help="Folder; default: the run's own.")]
 
 
 @app.command(
@@ -31,30 +35,38 @@ def train(context: typer.Context) -> None:
     raise typer.Exit(main(context.args))
 
 
-@app.command("eval")
-def evaluate(
+@app.command()
+def generate(
     ckpt: Ckpt,
-    data: Annotated[Path, typer.Option(help="Questions, one conversation a line, media paths relative to the file.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for results; default RUN_DIR/eval/NAME.")] = None,
-    shuffle_media: Annotated[bool, typer.Option(help="Exchange the media between samples (control).")] = False,
-    control: Annotated[bool, typer.Option(help="Both ways, side by side.")] = False,
-    batch_size: int = 64,
-    max_new_tokens: int = 32,
-    limit: Annotated[int | None, typer.Option(help="Questions of each task.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Folder; default: the run's own.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; may be repeated.")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="A clip; may be repeated.")] = None,
+    prompt: Annotated[str, typer.Option(help="The question, shown behind pictures and clips.")] = "",
+    messages: Annotated[Path | None, typer.Option(help="A JSON file with a conversation instead.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which an answer is cut.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Share of probability that is drawn from.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    thinking: Annotated[bool, typer.Option("--thinking", help="Leave the thinking to the model.")] = False,
+    tokenizer: Tokenizer = None,
 ) -> None:
-    """Exact-match accuracy by task on held-out questions; predictions are written beside it."""
-    from megatron_glmv.evaluate.run import main
+    """Answers one question, or the last turn of a conversation, from a checkpoint."""
+    if messages is not None and (image or video or prompt):
+        raise ConfigError(
+            "--messages", messages, "holds the whole conversation", "leave out --image, --video, --prompt"
+        )
+    from megatron_glmv.evaluate.generate import main
 
     main(
         ckpt,
-        data,
-        out,
-        shuffle_media=shuffle_media,
-        control=control,
-        batch_size=batch_size,
+        image=image or (),
+        video=video or (),
+        prompt=prompt,
+        messages=messages,
         max_new_tokens=max_new_tokens,
-        limit=limit,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        thinking=thinking,
         tokenizer=tokenizer,
     )
 

@@ -33,6 +33,10 @@ _codes: list[int] = []
 _parent = os.getpid()
 
 
+EXAMPLE = "experiment=tiny_pretrain"
+"""Whose options `--help` lists when no experiment is named: Hydra composes one for its help too."""
+
+
 class MemberFailed(Exception):
     """How a member of a sweep that a launcher runs in another process tells its code."""
 
@@ -44,6 +48,8 @@ class MemberFailed(Exception):
 def main(arguments: Sequence[str]) -> int:
     """Runs `glmv train ARGUMENTS` and returns its exit code."""
     _codes.clear()
+    if _asks_for_help(arguments):
+        arguments = [EXAMPLE, *arguments]
     try:
         register_schema()
         with _as_hydra_program(arguments):
@@ -59,6 +65,11 @@ def main(arguments: Sequence[str]) -> int:
     except SystemExit as stop:  # --help, --cfg and --info end with 0; argparse with 2 on a flag it doesn't know
         return int(ExitCode.CONFIG) if stop.code == 2 else int(stop.code or 0)
     return worst(_codes)
+
+
+def _asks_for_help(arguments: Sequence[str]) -> bool:
+    """For help in general, not that of one experiment."""
+    return not {"-h", "--help"}.isdisjoint(arguments) and not any(a.startswith("experiment=") for a in arguments)
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")

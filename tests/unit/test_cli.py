@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from megatron_glmv.cli.train import objective
+from megatron_glmv.evaluate.metrics import Graded
+from megatron_glmv.evaluate.results import summarise
 from megatron_glmv.resilience.exit_codes import ExitCode, worst
 
 GLMV = str(Path(sys.executable).with_name("glmv"))
@@ -47,6 +49,9 @@ def test_a_refused_train_is_one_line_and_code_64(arguments: list[str], words: li
     [
         (["train", "--bogus"], 64),
         (["eval", "--bogus"], 64),
+        (["eval"], 64),
+        (["eval", "compare", "missing", "missing"], 65),
+        (["generate", "--ckpt", "missing", "--messages", "a.json", "--prompt", "hi"], 64),
         (["nonsense"], 64),
         (["report", "missing"], 65),
         (["data", "make", "--out", "made", "--jsonl", "missing.jsonl"], 65),
@@ -65,13 +70,30 @@ def test_every_command_has_help_without_importing_torch() -> None:
 import sys
 from typer.testing import CliRunner
 from megatron_glmv.cli.app import app
-for command in ([], ["eval"], ["generate"], ["report"], ["doctor"], ["data"], ["data", "make"], ["train"]):
-    done = CliRunner().invoke(app, [*command, "--help"])
+commands = ["", "eval", "eval compare", "generate", "report", "doctor", "data", "data make", "train"]
+for command in commands:
+    done = CliRunner().invoke(app, [*command.split(), "--help"])
     assert done.exit_code == 0 and len(done.output) > 100, (command, done.output)
 heavy = {"torch", "megatron", "numpy", "nvidia"} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_eval_says_which_option_is_missing(tmp_path: Path) -> None:
+    assert "--ckpt" in glmv("eval", "--data", "x.jsonl", cwd=tmp_path).stderr
+    assert "--data" in glmv("eval", "--ckpt", "run", cwd=tmp_path).stderr
+
+
+def test_eval_compare_prints_two_results_side_by_side(tmp_path: Path) -> None:
+    for name, correct in {"a": 30, "b": 90}.items():
+        (tmp_path / name).mkdir()
+        asked = [Graded(str(i), "count", "easy", "image", "1", 0.25, "1", i < correct) for i in range(100)]
+        (tmp_path / name / "results.json").write_text(json.dumps(summarise(asked)))
+    done = glmv("eval", "compare", "a", "b", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (row,) = (line for line in done.stdout.splitlines() if "count" in line)
+    assert "0.067" in row and "0.867" in row and "+0.800" in row and "yes" in row
 
 
 def test_a_refused_layout_costs_no_import_of_torch(tmp_path: Path) -> None:
