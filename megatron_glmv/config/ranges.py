@@ -45,6 +45,7 @@ BETWEEN = {  # low <= number < high (or <= where `high` is 1 and `closed`), with
 }
 NAMES = {
     "stage.name": ("pretrain",),
+    "stage.expert_bias": ("auto", "moving", "frozen"),
     "precision.name": ("fp32", "bf16", "fp8"),
     "precision.fp8_recipe": ("delayed", "tensorwise", "blockwise"),
     "precision.fp8_backend": ("te",),

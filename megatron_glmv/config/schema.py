@@ -55,9 +55,9 @@ class MoEConfig:
     first_dense: int = 1
     """Number of leading layers that stay dense."""
     bias_rate: float = 1e-3
-    """Step of the expert bias toward the mean load; 0 freezes it."""
+    """Step of the expert bias toward the mean load, where the stage moves it (stage.expert_bias)."""
     aux_loss: float = 1e-4
-    """Coefficient of the sequence-level balance loss; 0 switches it off."""
+    """Coefficient of the balance loss, which is the mean over samples of each sample's own; 0 switches it off."""
     scaling: float = 1.0
     """Factor on the combined routed output."""
 
@@ -223,6 +223,14 @@ class PrecisionConfig:
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
     name: str = "pretrain"
+    expert_bias: str = "auto"
+    """Bias of loss-free balancing: moving (by model.text.moe.bias_rate), frozen, or auto: frozen in sft and rlcs,
+    moving elsewhere (arXiv 2507.01006 gives the rate for pre-training; arXiv 2508.06471 ends training at rate 0)."""
+
+    @property
+    def bias_moves(self) -> bool:
+        """Whether training changes expert biases."""
+        return self.name not in ("sft", "rlcs") if self.expert_bias == "auto" else self.expert_bias == "moving"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ def _common(config: Config) -> dict[str, Any]:
     }
 
 
-def _moe(text: TextConfig) -> dict[str, Any]:
+def _moe(text: TextConfig, bias_moves: bool) -> dict[str, Any]:
     moe = text.moe
     if moe is None:
         return {}
@@ -61,7 +61,7 @@ def _moe(text: TextConfig) -> dict[str, Any]:
         "moe_router_topk": moe.topk,
         "moe_router_score_function": "sigmoid",
         "moe_router_enable_expert_bias": True,
-        "moe_router_bias_update_rate": moe.bias_rate,
+        "moe_router_bias_update_rate": moe.bias_rate if bias_moves else 0.0,
         "moe_router_topk_scaling_factor": moe.scaling,
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",  # model/router.py computes the balance loss
@@ -81,7 +81,7 @@ def text_transformer_config(config: Config, topology: Topology, fp8: dict[str, A
         recompute = {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
     made = TransformerConfig(
         **_common(config),
-        **_moe(text),
+        **_moe(text, config.stage.bias_moves),
         **recompute,
         **(fp8 or {}),
         num_layers=text.layers,

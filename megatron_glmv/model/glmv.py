@@ -1,7 +1,7 @@
 """GLM-4.5V / GLM-4.1V on megatron-core.
 
 Shapes: B batch (1 for packs), T tokens, H hidden, N patches, V values of a patch, G visual items, M visual tokens, W
-vocabulary.
+vocabulary, R rows of a routing mask.
 """
 
 from __future__ import annotations
@@ -121,9 +121,9 @@ class GLMV(MegatronModule):
         """Token losses [B, T] with `labels` [B, T], else logits [B, T, W]; hidden states [T, B, H] before the last
         chunk.
 
-        position_ids [3, B, T]; padding_mask [B, T], True on padding. In training `visual` is always given, empty or
-        not, so that the encoder takes part in every backward pass; `embeddings` [T, B, H] replaces what `embed` would
-        compute.
+        position_ids [3, B, T]; padding_mask [R, T]: the routing mask of model/router.py. In training `visual` is always
+        given, empty or not, so that the encoder takes part in every backward pass; `embeddings` [T, B, H] replaces what
+        `embed` would compute.
         """
         if self.pre_process:
             embeddings = self.embed(input_ids, visual) if embeddings is None else embeddings

@@ -72,7 +72,7 @@ def train(parts: Parts, state: TrainState) -> Ending:
         step = state.step + 1
         rate = learning_rate(step, settings.steps, parts.config.optim)
         set_learning_rate(parts.trainer.optimizer, rate)
-        result = parts.trainer.step(batches, settings.global_batch, stop_requested=bool(parts.stop))
+        result = parts.trainer.step(batches, stop_requested=bool(parts.stop))
 
         state.step = step
         state.tokens += result.tokens

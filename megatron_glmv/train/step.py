@@ -20,7 +20,7 @@ from megatron_glmv.data.patches import normalise
 from megatron_glmv.data.types import PackedBatch
 from megatron_glmv.model.glmv import VisualInput
 from megatron_glmv.model.packed import packed_segments
-from megatron_glmv.model.router import set_balance_scale
+from megatron_glmv.model.router import routing_mask, samples_in, segment_of_token, set_balance_scale
 from megatron_glmv.model.vision import VisionEncoder
 from megatron_glmv.parallel.groups import Groups, device_sum
 from megatron_glmv.train.losses import weighted_sum
@@ -68,7 +68,9 @@ def model_inputs(batch: PackedBatch, device: torch.device, encoder: VisionEncode
         "labels": batch.labels.to(device)[None],
         "visual": visual,
         "packed_seq_params": packed_segments(batch.cu_seqlens.to(device)),
-        "padding_mask": batch.padding.to(device)[None],
+        "padding_mask": routing_mask(batch.padding, segment_of_token(batch.cu_seqlens), len(batch.cu_seqlens) - 1).to(
+            device
+        ),
     }
 
 
@@ -154,32 +156,25 @@ class Trainer:
             forward_only=forward_only,
         )
 
-    def step(self, batches: list[PackedBatch], global_packs: int, *, stop_requested: bool = False) -> StepResult:
+    def step(self, batches: list[PackedBatch], *, stop_requested: bool = False) -> StepResult:
         """Trains on the global batch of which `batches` are this replica's packs. Raises DivergedError on every
         rank."""
         counts = [
             sum(float(batch.loss_weights.sum()) for batch in batches),
             sum(int((~batch.padding).sum()) for batch in batches),
-            sum(len(batch.sample_ids) for batch in batches),
+            sum(samples_in(batch.padding, batch.cu_seqlens) for batch in batches),
         ]
-        weight, tokens, _ = device_sum(counts, self.groups.dp_cp, self.device)
+        weight, tokens, samples = device_sum(counts, self.groups.dp_cp, self.device)
         self._weight = max(weight, 1e-12)
-        set_balance_scale(self.chunks, self._weight / global_packs)
+        set_balance_scale(self.chunks, self._weight / max(samples, 1.0))
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         collected = self.forward_backward(batches, loss_and_report, forward_only=False)
 
         counted = self.groups.last_stage and self.groups.tp.rank() == 0
-        owner = dist.get_process_group_ranks(self.groups.model)[0] == dist.get_rank()
-        loss_sum, stop, samples = device_sum(
-            [
-                float(sum(collected)) if counted else 0.0,
-                float(stop_requested),
-                counts[2] if owner else 0.0,
-            ],
-            None,
-            self.device,
+        loss_sum, stop = device_sum(
+            [float(sum(collected)) if counted else 0.0, float(stop_requested)], None, self.device
         )
         loss = loss_sum / self._weight
         if not math.isfinite(loss):

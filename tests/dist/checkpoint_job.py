@@ -102,7 +102,7 @@ class Job:
         settings = self.config.train
         self.step += 1
         set_learning_rate(self.trainer.optimizer, learning_rate(self.step, settings.steps, self.config.optim))
-        result = self.trainer.step(self.feed.next_step(), settings.global_batch)
+        result = self.trainer.step(self.feed.next_step())
         return self.step, result.loss, result.grad_norm
 
     def save(self, root: Path, **changes: Any) -> Path:

@@ -63,7 +63,7 @@ def train_steps(config: Config, steps: int = STEPS) -> list[tuple[float, float]]
     history = []
     for step in range(1, steps + 1):
         set_learning_rate(optimizer, learning_rate(step, steps, config.optim))
-        result = trainer.step(feed.next_step(), packs)
+        result = trainer.step(feed.next_step())
         history.append((result.loss, result.grad_norm))
     return history
 
