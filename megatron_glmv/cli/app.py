@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -69,6 +70,23 @@ def generate(
         thinking=thinking,
         tokenizer=tokenizer,
     )
+
+
+@app.command()
+def score(
+    ckpt: Ckpt,
+    input_: Annotated[Path, typer.Option("--input", help="safetensors of transformers' Glm4v processor's outputs.")],
+    out: Annotated[Path, typer.Option(help="safetensors: logprobs [B, S - 1] and more; docs/score.md.")],
+    logits: Annotated[bool, typer.Option("--logits", help="Write logits [B, S, V] in fp32 too.")] = False,
+    grads: Annotated[Path | None, typer.Option(help="safetensors for the gradient of the mean token NLL.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="parallel.X=N ..., precision=fp32|bf16")] = None,
+) -> None:
+    """One teacher-forced forward pass (and backward) over given inputs, under any layout: for comparing engines."""
+    from megatron_glmv.inference.score import Task, main
+
+    summary = main(Task(ckpt, input_, out, logits=logits, grads=grads), overrides or [])
+    if summary:
+        print(json.dumps(summary))
 
 
 @app.command()
