@@ -123,8 +123,8 @@ class BalancedRouter(TopKRouter):
                 dist.all_reduce(counts, group=self.tp_cp_group)
             lengths = counts[:, -1:].clamp(min=1.0)
             share = counts[:, :-1] / (lengths * self.topk)
-        experts: int = self.num_experts
-        return experts * (share * by_segment(scores) / lengths).sum()
+        loss: torch.Tensor = self.num_experts * (share * by_segment(scores) / lengths).sum()
+        return loss
 
 
 def set_balance_scale(chunks: list[Any], scale: float) -> None:
