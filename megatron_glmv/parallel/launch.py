@@ -119,10 +119,11 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         rendezvous = Path(folder, "rendezvous").as_uri()
         ranks, answers = [], []
+        lifeline, held_here = context.Pipe(duplex=False)  # closed by the system when this process ends, however it ends
         for rank in range(world):
             receiving, sending = context.Pipe(duplex=False)
             process = context.Process(
-                target=_rank, args=(target, RankContext(rank, world, rank, rendezvous), sending), daemon=False
+                target=_rank, args=(target, RankContext(rank, world, rank, rendezvous), sending, lifeline), daemon=False
             )
             process.start()
             sending.close()
@@ -135,12 +136,14 @@ def launch(
                 return _collect(ranks, answers)
             finally:
                 _end(ranks)
+                held_here.close()
+                lifeline.close()
 
 
-def _rank(target: Callable[[RankContext], Any], context: RankContext, answer: Connection) -> None:
+def _rank(target: Callable[[RankContext], Any], context: RankContext, answer: Connection, lifeline: Connection) -> None:
     for number in FORWARDED:
         signal.signal(number, signal.SIG_DFL)
-    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_leave_with_launcher, args=(lifeline,), daemon=True).start()
     try:
         result = target(context)
     except BaseException as error:
@@ -156,10 +159,11 @@ def _rank(target: Callable[[RankContext], Any], context: RankContext, answer: Co
     answer.close()
 
 
-def _leave_with_parent(parent: int) -> None:
-    """A launcher that was killed leaves no ranks behind: the fork server's children do not get its signals."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
+def _leave_with_launcher(lifeline: Connection) -> None:
+    """A launcher that was killed leaves no ranks behind. The parent of a rank is the fork server, which lives as long
+    as its children do, so that the parent's end is no sign."""
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv_bytes()
     os._exit(1)
 
 
@@ -225,7 +229,6 @@ def _forward_signals(ranks: list[Any]) -> Iterator[None]:
 def _share_import_path() -> None:
     """In Python 3.11 a fork server gets no sys.path, and an ImportError of a preloaded module is swallowed there."""
     wanted = [str(Path(entry).resolve()) for entry in sys.path if entry]
-    have = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    missing = [entry for entry in wanted if entry not in have]
-    if missing:
-        os.environ["PYTHONPATH"] = os.pathsep.join([*missing, *filter(None, have)])
+    have = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    if not set(wanted) <= set(have):  # in the order of sys.path: of two copies of a package, the one in use
+        os.environ["PYTHONPATH"] = os.pathsep.join([*wanted, *(entry for entry in have if entry not in wanted)])

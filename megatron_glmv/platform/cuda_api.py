@@ -1,4 +1,4 @@
-"""Stand-ins for torch.cuda: streams, events, the device, its random generator, its memory figures."""
+"""Stand-ins for torch.cuda: streams, events, the device, its random generator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from megatron_glmv.platform.standins import StandIn, constant, nothing
+from megatron_glmv.platform.standins import StandIn, nothing
 
 CPU = torch.device("cpu")
 
@@ -55,13 +55,18 @@ def stand_ins() -> list[StandIn]:
     devices = "everywhere: device=torch.cuda.current_device(); torch takes a torch.device as well as an index"
     streams = "distributed/param_and_grad_buffer.py, transformer/moe/, pipeline_parallel/: side streams and events"
     rng = "tensor_parallel/random.py: a device generator; the CPU's stands for it"
-    memory = "utils.py, optimizer/: memory reports"
     table = [
         StandIn("torch.cuda.current_device", lambda: CPU, devices),
-        StandIn("torch.cuda.set_device", nothing(), "inference/, utils.py: choosing a device; there is one"),
-        StandIn("torch.cuda.device_count", lambda: 1, "inference/, fsdp: devices of this process"),
-        StandIn("torch.cuda.synchronize", nothing(), "p2p_communication.py, dist_checkpointing/, token_dispatcher.py"),
-        StandIn("torch.cuda.empty_cache", nothing(), memory),
+        StandIn(
+            "torch.cuda.set_device", nothing(), "dist_checkpointing/strategies/async_utils.py: its writer's process"
+        ),
+        StandIn(
+            "torch.cuda.device_count",
+            lambda: 1,
+            "dist_checkpointing/strategies/async_utils.py: a rank modulo it",
+        ),
+        StandIn("torch.cuda.synchronize", nothing(), "p2p_communication.py, dist_checkpointing/, timers.py: waiting"),
+        StandIn("torch.cuda.empty_cache", nothing(), "distributed/, optimizer/optimizer.py: memory given back"),
         StandIn("torch.cuda.Stream", Stream, streams),
         StandIn("torch.cuda.Event", Event, streams),
         StandIn("torch.cuda.stream", stream_context, streams),
@@ -72,14 +77,7 @@ def stand_ins() -> list[StandIn]:
         StandIn("torch.cuda.random.get_rng_state", lambda *_, **__: torch.get_rng_state(), rng),
         StandIn("torch.cuda.set_rng_state", lambda state, *_, **__: torch.set_rng_state(state), rng),
         StandIn("torch.cuda.manual_seed", torch.default_generator.manual_seed, rng),
-        StandIn("torch.cuda.manual_seed_all", torch.default_generator.manual_seed, rng),
-        StandIn("torch.cuda.memory_stats", lambda *_: {}, memory),
     ]
-    for most in ("", "max_"):
-        for kind in ("allocated", "reserved"):
-            table.append(StandIn(f"torch.cuda.{most}memory_{kind}", constant(0), memory))
-    for name in ("range_push", "range_pop", "mark"):
-        table.append(
-            StandIn(f"torch.cuda.nvtx.{name}", nothing(), "utils.py, schedules: profiler marks; torch's raise")
-        )
+    for name in ("range_push", "range_pop"):
+        table.append(StandIn(f"torch.cuda.nvtx.{name}", nothing(), "utils.py: profiler marks; torch's raise"))
     return table

@@ -21,7 +21,3 @@ class StandIn:
 def nothing() -> Callable[..., None]:
     """A new function each time: torch._dynamo, imported by every optimizer, refuses one object under two names."""
     return lambda *_, **__: None
-
-
-def constant(value: Any) -> Callable[..., Any]:
-    return lambda *_, **__: value

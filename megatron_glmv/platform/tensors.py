@@ -11,7 +11,7 @@ import torch
 from megatron_glmv.platform.standins import StandIn
 
 CPU = torch.device("cpu")
-FACTORIES = ("tensor", "zeros", "ones", "empty", "empty_like", "full", "arange")
+FACTORIES = ("tensor", "zeros", "ones", "empty", "empty_like")
 _CUDA_NAMES = {torch.float32: "Float", torch.float16: "Half", torch.bfloat16: "BFloat16"}
 
 
@@ -48,5 +48,4 @@ def stand_ins() -> list[StandIn]:
         ),
         StandIn("torch.Tensor.record_stream", lambda self, *_: None, "token_dispatcher.py: lifetime on a side stream"),
         StandIn("torch.Tensor.pin_memory", lambda self, *_: self, "dist_checkpointing/: page-locked copies"),
-        StandIn("torch.nn.Module.cuda", lambda self, *_: self, "models that are built and then moved"),
     ]
