@@ -48,7 +48,7 @@ NAMES = {
     "stage.expert_bias": ("auto", "moving", "frozen"),
     "precision.name": ("fp32", "bf16", "fp8"),
     "precision.fp8_recipe": ("delayed", "tensorwise", "blockwise"),
-    "precision.fp8_backend": ("te",),
+    "precision.fp8_backend": ("te", "emulate"),
     "platform": ("auto", "cpu", "cuda"),
     "backend": ("auto", "te", "torch"),
     "resume": ("auto", "never"),

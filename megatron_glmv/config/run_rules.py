@@ -100,21 +100,23 @@ def training_rules(config: Config, world: int | None) -> Iterator[Problem]:
 
 def precision_rules(config: Config, world: int | None) -> Iterator[Problem]:
     """FP8 is refused where it can't run, never ignored (megatron-core without Transformer Engine ignores it)."""
-    if config.precision.name != "fp8":
+    precision = config.precision
+    if precision.name != "fp8":
         return
-    if config.platform == "cpu":
-        yield Problem(
-            "fp8.cpu",
-            "precision.name",
-            "fp8",
-            "runs in Transformer Engine on a GPU, and platform is cpu",
-            (("precision.name", ["bf16", "fp32"]),),
-        )
-    elif config.backend == "torch":
-        yield Problem(
-            "fp8.backend",
-            "backend",
-            "torch",
-            "the torch layers have no FP8; Transformer Engine has",
-            (("backend", ["te", "auto"]), ("precision.name", ["bf16"])),
-        )
+    emulate = ("precision.fp8_backend", ["emulate"])
+    other = ("precision.name", ["bf16"])
+    if precision.fp8_backend == "te" and config.platform == "cpu":
+        message = "runs on a GPU, and platform is cpu"
+        yield Problem("fp8.cpu", "precision.fp8_backend", "te", message, (emulate, other))
+    elif precision.fp8_backend == "te" and config.backend == "torch":
+        message = "is Transformer Engine, and backend is torch"
+        by_te = ("backend", ["te", "auto"])
+        yield Problem("fp8.backend", "precision.fp8_backend", "te", message, (by_te, emulate, other))
+    elif precision.fp8_backend == "emulate" and config.backend == "te":
+        message = "is in the torch layers, and backend is te"
+        by_torch = ("backend", ["torch", "auto"])
+        repairs = (by_torch, ("precision.fp8_backend", ["te"]))
+        yield Problem("fp8.emulate", "precision.fp8_backend", "emulate", message, repairs)
+    if config.model.text.layers < 3:
+        message = f"leaves the first and the last layer in bf16, and there are {config.model.text.layers}"
+        yield Problem("fp8.layers", "precision.name", "fp8", message, (other, ("model.text.layers", [3])))

@@ -215,7 +215,7 @@ class PrecisionConfig:
     fp8_recipe: str = "tensorwise"
     """delayed, tensorwise or blockwise."""
     fp8_backend: str = "te"
-    """Who computes in FP8: te (Transformer Engine, GPU only)."""
+    """Who computes in FP8: te (Transformer Engine, GPU only) or emulate (rounds to FP8 and back, anywhere, slower)."""
     grad_reduce_fp32: bool = True
     """Accumulate and reduce gradients in fp32."""
 

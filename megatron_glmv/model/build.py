@@ -13,8 +13,9 @@ from megatron_glmv.config.schema import Config
 from megatron_glmv.model.config import text_transformer_config, vision_transformer_config
 from megatron_glmv.model.glmv import GLMV
 from megatron_glmv.model.initialise import initialise
-from megatron_glmv.model.specs import decoder_block_spec, provider
+from megatron_glmv.model.specs import decoder_block_spec, decoder_provider, provider
 from megatron_glmv.parallel.groups import Groups
+from megatron_glmv.precision.fp8 import emulated
 
 
 def sharding_metadata(groups: Groups) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def build_chunk(config: Config, groups: Groups, text_config: Any, backend_name: 
         backend,
         first_layer=get_transformer_layer_offset(text_config, vp_stage, stage),
         layers=get_num_layers_to_build(text_config, vp_stage, stage),
+        low=decoder_provider(backend_name, config.precision),
     )
     return GLMV(
         config.model,
@@ -57,8 +59,11 @@ def build_model(
 ) -> list[Any]:
     """The chunks of this rank in order (several with virtual pipeline stages), initialised, in the run's precision.
 
-    Not wrapped in DDP yet. `backend`: torch or te.
+    Not wrapped in DDP yet. `backend`: torch or te. `fp8`: what precision/fp8.py's transformer_fields gives; with FP8
+    asked for and neither these fields nor emulation, the model would silently be a bf16 one.
     """
+    if config.precision.name == "fp8" and not fp8 and not emulated(config.precision):
+        raise ValueError("precision=fp8 with Transformer Engine needs the fields of precision.fp8.transformer_fields")
     text_config = text_transformer_config(config, groups.topology, fp8)
     virtual = groups.topology.virtual_pipeline
     chunks: list[Any] = []

@@ -15,15 +15,18 @@ from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubm
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from megatron_glmv.config.schema import TextConfig
+from megatron_glmv.config.schema import PrecisionConfig, TextConfig
 from megatron_glmv.model.attention import CoreAttention
 from megatron_glmv.model.norm import RMSNorm
 from megatron_glmv.model.router import BalancedRouter
 from megatron_glmv.model.sandwich import SandwichLayer
+from megatron_glmv.precision.emulate import emulated_linears
+from megatron_glmv.precision.fp8 import emulated, in_bf16
 
 
 class TorchSpecProvider(LocalSpecProvider):
@@ -34,6 +37,27 @@ class TorchSpecProvider(LocalSpecProvider):
 
     def core_attention(self) -> type:
         return CoreAttention
+
+
+class EmulatedFp8SpecProvider(TorchSpecProvider):
+    """The torch layers with linear layers and experts in emulated FP8."""
+
+    def __init__(self, recipe: str) -> None:
+        self.column, self.row = emulated_linears(recipe)
+
+    def column_parallel_linear(self) -> type:
+        return self.column
+
+    def row_parallel_linear(self) -> type:
+        return self.row
+
+    def grouped_mlp_modules(self, *_: Any, **__: Any) -> tuple[type, MLPSubmodules]:
+        return SequentialMLP, MLPSubmodules(linear_fc1=self.column, linear_fc2=self.row)
+
+
+def decoder_provider(name: str, precision: PrecisionConfig) -> BackendSpecProvider:
+    """Of the decoder layers that do not stay in bf16."""
+    return EmulatedFp8SpecProvider(precision.fp8_recipe) if emulated(precision) else provider(name)
 
 
 def provider(name: str) -> BackendSpecProvider:
@@ -88,20 +112,30 @@ def dense_mlp_spec(backend: Any) -> ModuleSpec:
 
 
 def decoder_block_spec(
-    text: TextConfig, backend: BackendSpecProvider, first_layer: int, layers: int
+    text: TextConfig,
+    backend: BackendSpecProvider,
+    first_layer: int,
+    layers: int,
+    low: BackendSpecProvider | None = None,
 ) -> TransformerBlockSubmodules:
-    """Specs of decoder layers `first_layer` .. `first_layer + layers - 1` (counted from 0 over the whole model)."""
-    layer = SandwichLayer if text.sandwich_norm else TransformerLayer
-    dense = _layer_spec(backend, AttnMaskType.causal, dense_mlp_spec(backend), layer, moe=False)
-    specs = [dense] * layers
-    if text.moe is not None:
-        mlp = get_moe_module_spec_for_backend(
-            backend=backend, num_experts=text.moe.experts, moe_grouped_gemm=backend.fuse_layernorm_and_linear()
-        )
-        mlp.submodules.router = BalancedRouter
-        sparse = _layer_spec(backend, AttnMaskType.causal, mlp, layer, moe=True)
-        specs = [dense if first_layer + i < text.moe.first_dense else sparse for i in range(layers)]
+    """Specs of decoder layers `first_layer` .. `first_layer + layers - 1` (counted from 0 over the whole model).
+
+    `low`: provider of the layers that do not stay in bf16, where it is another one.
+    """
+    providers = [backend if low is None or in_bf16(first_layer + i, text.layers) else low for i in range(layers)]
+    specs = [_decoder_layer_spec(text, one, first_layer + i) for i, one in enumerate(providers)]
     return TransformerBlockSubmodules(layer_specs=specs, layer_norm=backend.layer_norm(rms_norm=True))
+
+
+def _decoder_layer_spec(text: TextConfig, backend: Any, number: int) -> ModuleSpec:
+    layer = SandwichLayer if text.sandwich_norm else TransformerLayer
+    if text.moe is None or number < text.moe.first_dense:
+        return _layer_spec(backend, AttnMaskType.causal, dense_mlp_spec(backend), layer, moe=False)
+    mlp = get_moe_module_spec_for_backend(
+        backend=backend, num_experts=text.moe.experts, moe_grouped_gemm=backend.fuse_layernorm_and_linear()
+    )
+    mlp.submodules.router = BalancedRouter
+    return _layer_spec(backend, AttnMaskType.causal, mlp, layer, moe=True)
 
 
 def vision_block_spec(depth: int, backend: BackendSpecProvider) -> TransformerBlockSubmodules:

@@ -66,7 +66,7 @@ PARTS = (
     Part(
         TE,
         ("transformer_engine",),
-        "torch layer specs (backend=torch)",
+        "torch layer specs (backend=torch); FP8 emulated (precision.fp8_backend=emulate)",
         "pip install 'megatron-glmv[gpu]', on a machine with CUDA 13, its headers and a compiler",
     ),
     Part(

@@ -45,10 +45,11 @@ def te_usable(platform: Platform) -> bool:
     )
 
 
-def layer_backend(wanted: str, platform: Platform) -> str:
-    """Layer specs to use: `wanted`, or for auto te where it is usable and torch elsewhere. Raises ConfigError."""
+def layer_backend(wanted: str, platform: Platform, *, emulate_fp8: bool = False) -> str:
+    """Layer specs to use: `wanted`, or for auto te where it is usable and torch elsewhere (and for emulated FP8, which
+    is in the torch layers). Raises ConfigError."""
     if wanted == "auto":
-        return "te" if te_usable(platform) else "torch"
+        return "te" if not emulate_fp8 and te_usable(platform) else "torch"
     if wanted == "te" and not te_usable(platform):
         raise ConfigError(
             "backend", wanted, "Transformer Engine is not usable here (see `glmv doctor`)", fix="backend=torch"

@@ -13,6 +13,7 @@ from megatron_glmv.config.schema import Config
 from megatron_glmv.data.index import ShardDataset
 from megatron_glmv.data.tokenizer import Tokenizer
 from megatron_glmv.parallel.collectives import agree_on
+from megatron_glmv.precision.fp8 import describe
 from megatron_glmv.resilience.exit_codes import ExitCode
 from megatron_glmv.resilience.signals import StopRequest
 from megatron_glmv.stages.parts import (
@@ -95,6 +96,8 @@ def _train(
         recorder.note(
             f"{config.model.name} on {groups.topology.describe()}, {session.platform.name}, from step {state.step}"
         )
+        for line in describe(config.precision):
+            recorder.note(line)
 
     def save(at: TrainState) -> None:
         trainer.start_reading_weights()

@@ -45,6 +45,7 @@ def open_session(config: Config, context: RankContext) -> Iterator[Session]:
     from megatron_glmv.parallel.groups import destroy_groups, init_groups
     from megatron_glmv.parallel.seeding import seed_all
     from megatron_glmv.platform.features import layer_backend
+    from megatron_glmv.precision.fp8 import emulated
 
     if platform.device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -52,7 +53,8 @@ def open_session(config: Config, context: RankContext) -> Iterator[Session]:
     groups = init_groups(Topology.resolve(config.parallel, context.world))
     seed_all(config.train.seed)
     try:
-        yield Session(platform, groups, layer_backend(config.backend, platform))
+        backend = layer_backend(config.backend, platform, emulate_fp8=emulated(config.precision))
+        yield Session(platform, groups, backend)
     finally:
         destroy_groups()
 

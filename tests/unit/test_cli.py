@@ -28,6 +28,10 @@ def glmv(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["experiment=tiny_pretrain", "parallel.expert=3"], ["parallel.expert=3", "8 experts"]),
         (["experiment=tiny_pretrain", "paralel.tensor=2"], ["did you mean parallel.tensor?"]),
         (["experiment=tiny_pretrain", "train.steps=ten"], ["train.steps=ten", "expected an integer"]),
+        (
+            ["experiment=tiny_pretrain", "precision=fp8", "platform=cpu"],
+            ["precision.fp8_backend=te", "precision.fp8_backend=emulate"],
+        ),
         (["experiment=tiny_pretrian"], ["did you mean experiment=tiny_pretrain?"]),
         ([], ["experiment", "has to be given"]),
         (["experiment=tiny_pretrain", "optim.lr"], ["missing EQUAL"]),
