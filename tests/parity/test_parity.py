@@ -3,7 +3,7 @@
 Derivation. Both sides compute one function in fp32 from the same numbers; they differ by the order of sums (one matrix
 product for q, k and v together, images one by one or together, fused or plain attention). An activation of order one
 carries a relative error of about 1e-6 after four layers, so logits agree to a few 1e-6 of max(1, |logit|), and the
-gradient of a tensor to a few 1e-6 of its norm (measured: logits up to 1.2e-5, gradients up to 5e-6). The bounds are
+gradient of a tensor to a few 1e-6 of its norm (measured: logits up to 1.2e-5, gradients up to 7e-6). The bounds are
 2e-5 and 1e-4. What is compared is each tensor's norm, for single elements may be zero in exact arithmetic: a bias of
 the keys adds q.R(j)b to the scores of query q, and on the part of a head that is not rotated R(j)b is the same for all
 keys j, which softmax does not see. There both sides have rounding noise; a test of its own bounds that noise, and
@@ -11,8 +11,8 @@ that the rotated part is no noise. Parameters that a case does not reach (the en
 chose) have to be exactly zero on both sides.
 
 Routing is not continuous: where the scores of two experts tie within rounding, the sides may choose differently, and
-nothing agrees. The reference measures how near any router came to that, and the seeds are such that it is 10 times
-farther than rounding.
+nothing agrees. The reference measures how near any router came to that, and the seeds are such that it is 100
+times farther than rounding.
 
 Not covered: bf16, and values that real checkpoints have and these do not (activation outliers).
 """
@@ -28,7 +28,7 @@ from parity.compare import compare, score_and_compare
 from parity.conftest import Reference
 from safetensors.torch import load_file
 
-MARGIN = 1e-5
+MARGIN = 1e-4
 """Least gap between the last expert chosen and the first one not chosen. fp32 sigmoids differ by 1e-6 at most."""
 
 
@@ -55,7 +55,7 @@ def test_cases_show_what_they_are_for() -> None:
     made = {name: inputs(case) for name, case in CASES.items()}
     assert "pixel_values" not in made["text"] and "pixel_values_videos" not in made["text"]
     grids = made["images"]["image_grid_thw"]
-    assert len(grids) == 3 and (grids[:, 1:].amax(1) / grids[:, 1:].amin(1)).max() > 20
+    assert len(grids) == 3 and (grids[:, 1:].amax(1) / grids[:, 1:].amin(1)).max() == 199  # 200 is the most allowed
     assert len(made["videos"]["video_grid_thw"]) == 2 and "pixel_values" not in made["videos"]
     assert {"pixel_values", "pixel_values_videos"} <= made["mixture"].keys()
     assert made["mixture"]["attention_mask"][:, -1].all() and not made["mixture"]["attention_mask"].all()
