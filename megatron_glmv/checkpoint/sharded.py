@@ -67,9 +67,10 @@ def _full_state(
 
 
 def _optimizers(optimizer: Any) -> list[tuple[int, Any]]:
-    """The distributed optimizers of this rank that have parameters; how many there are depends on the layout."""
+    """The distributed optimizers of this rank that have parameters; how many there are depends on the layout, and a
+    pipeline stage whose parts are all frozen has none."""
     parts = enumerate(optimizer.chained_optimizers)
-    return [(i, part) for i, part in parts if not getattr(part, "is_stub_optimizer", False)]
+    return [(i, part) for i, part in parts if not getattr(part, "is_stub_optimizer", False) and part.buffers]
 
 
 def has_moments(optimizer: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .problem import Problem, divisors, near
-from .schema import Config
+from .schema import PARTS, Config
 
 
 def model_rules(config: Config, world: int | None) -> Iterator[Problem]:
@@ -94,6 +94,11 @@ def training_rules(config: Config, world: int | None) -> Iterator[Problem]:
             "needs parallel.overlap_grad_reduce",
             (("parallel.overlap_grad_reduce", [True]), ("parallel.overlap_param_gather", [False])),
         )
+    unknown = [part for part in config.stage.freeze if part not in PARTS]
+    if unknown or len(set(config.stage.freeze)) == len(PARTS):
+        message = f"{unknown[0]} is none of {', '.join(PARTS)}" if unknown else "leaves nothing to train"
+        kept = tuple(part for part in dict.fromkeys(config.stage.freeze) if part in PARTS)[: len(PARTS) - 1]
+        yield Problem("freeze", "stage.freeze", config.stage.freeze, message, (("stage.freeze", [kept]),))
     if not config.data.path:
         yield Problem("data.path", "data.path", "", "has to be given: the directory that `glmv data make` wrote")
 

@@ -195,7 +195,9 @@ class TrainConfig:
     val_packs: int = 8
     """Packs of one validation."""
     recompute: str = "none"
-    """Activation recomputation in the decoder: none, selective or full."""
+    """Activation recomputation in the decoder: none, selective (core attention) or full (whole layers)."""
+    recompute_vision: bool | None = None
+    """Recompute whole layers of the vision encoder. None: where the decoder does (full)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +222,10 @@ class PrecisionConfig:
     """Accumulate and reduce gradients in fp32."""
 
 
+PARTS = ("vision", "merger", "decoder")
+"""What `stage.freeze` may name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
     name: str = "pretrain"
@@ -227,10 +233,15 @@ class StageConfig:
     """Bias of loss-free balancing: moving (by model.text.moe.bias_rate), frozen, or auto: frozen in sft and rlcs,
     moving elsewhere (arXiv 2507.01006 gives the rate for pre-training; arXiv 2508.06471 ends training at rate 0)."""
 
+    freeze: tuple[str, ...] = ()
+    """Parts that are not trained: vision (the ViT), merger (downsampling and projection), decoder."""
+
     @property
     def bias_moves(self) -> bool:
-        """Whether training changes expert biases."""
-        return self.name not in ("sft", "rlcs") if self.expert_bias == "auto" else self.expert_bias == "moving"
+        """Whether training changes expert biases. Those of a frozen decoder stay, whatever `expert_bias` says."""
+        if "decoder" in self.freeze or self.expert_bias == "frozen":
+            return False
+        return self.expert_bias == "moving" or self.name not in ("sft", "rlcs")
 
 
 @dataclass(frozen=True, kw_only=True)

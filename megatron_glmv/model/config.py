@@ -123,8 +123,8 @@ def _pipeline_layout(config: Config, topology: Topology) -> list[list[str]] | No
 
 def vision_transformer_config(config: Config, vision: VisionConfig) -> TransformerConfig:
     """The encoder's: not sharded, whatever the decoder's layout."""
-    recompute: dict[str, Any] = {}
-    if config.train.recompute == "full":
+    wanted, recompute = config.train.recompute_vision, dict[str, Any]()
+    if config.train.recompute == "full" if wanted is None else wanted:
         recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     return TransformerConfig(
         **_common(config),

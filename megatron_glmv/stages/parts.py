@@ -17,6 +17,7 @@ from megatron_glmv.data.loader import PackLoader
 from megatron_glmv.data.tokenizer import Tokenizer
 from megatron_glmv.data.types import Json, PackedBatch
 from megatron_glmv.model.build import build_model, sharding_metadata
+from megatron_glmv.model.freeze import freeze
 from megatron_glmv.parallel.groups import Groups
 from megatron_glmv.precision.fp8 import transformer_fields
 from megatron_glmv.stages.session import Session
@@ -64,6 +65,7 @@ def build_trainer(config: Config, session: Session) -> Trainer:
     """Model, DDP and optimizer, with weights fresh from the seed."""
     fp8 = transformer_fields(config.precision, session.backend, session.platform)
     chunks = build_model(config, session.groups, backend=session.backend, device=session.device, fp8=fp8)
+    freeze(chunks, config.stage.freeze)
     chunks = wrap_ddp(chunks, config.parallel, config.precision)
     optimizer = build_optimizer(config.optim, config, chunks)
     return Trainer(chunks, optimizer, session.groups, session.device, config.data.pack_tokens)

@@ -54,6 +54,7 @@ class Job:
         import torch.distributed as dist
 
         from megatron_glmv.model.build import build_model, sharding_metadata
+        from megatron_glmv.model.freeze import freeze
         from megatron_glmv.parallel.groups import init_groups
         from megatron_glmv.parallel.seeding import seed_all
         from megatron_glmv.parallel.topology import Topology
@@ -66,6 +67,7 @@ class Job:
         seed_all(config.train.seed)
         device = torch.device("cpu")
         chunks = build_model(config, groups, backend="torch", device=device)
+        freeze(chunks, config.stage.freeze)
         chunks = wrap_ddp(chunks, config.parallel, config.precision)
         optimizer = build_optimizer(config.optim, config, chunks)
         self.trainer = Trainer(chunks, optimizer, groups, device, config.data.pack_tokens)
