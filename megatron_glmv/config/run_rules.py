@@ -122,6 +122,6 @@ def precision_rules(config: Config, world: int | None) -> Iterator[Problem]:
         by_torch = ("backend", ["torch", "auto"])
         repairs = (by_torch, ("precision.fp8_backend", ["te"]))
         yield Problem("fp8.emulate", "precision.fp8_backend", "emulate", message, repairs)
-    if config.model.text.layers < 3:
+    if config.model.text.layers < 3 and precision.fp8_recipe != "delayed":
         message = f"leaves the first and the last layer in bf16, and there are {config.model.text.layers}"
-        yield Problem("fp8.layers", "precision.name", "fp8", message, (other, ("model.text.layers", [3])))
+        yield Problem("fp8.layers", "precision.name", "fp8", message, (other, ("precision.fp8_recipe", ["delayed"])))

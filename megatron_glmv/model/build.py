@@ -13,7 +13,7 @@ from megatron_glmv.config.schema import Config
 from megatron_glmv.model.config import text_transformer_config, vision_transformer_config
 from megatron_glmv.model.glmv import GLMV
 from megatron_glmv.model.initialise import initialise
-from megatron_glmv.model.specs import decoder_block_spec, decoder_provider, provider
+from megatron_glmv.model.specs import decoder_block_spec, provider
 from megatron_glmv.parallel.groups import Groups
 from megatron_glmv.precision.fp8 import emulated
 
@@ -38,7 +38,7 @@ def build_chunk(config: Config, groups: Groups, text_config: Any, backend_name: 
         backend,
         first_layer=get_transformer_layer_offset(text_config, vp_stage, stage),
         layers=get_num_layers_to_build(text_config, vp_stage, stage),
-        low=decoder_provider(backend_name, config.precision),
+        precision=config.precision,
     )
     return GLMV(
         config.model,

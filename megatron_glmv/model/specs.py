@@ -55,11 +55,6 @@ class EmulatedFp8SpecProvider(TorchSpecProvider):
         return SequentialMLP, MLPSubmodules(linear_fc1=self.column, linear_fc2=self.row)
 
 
-def decoder_provider(name: str, precision: PrecisionConfig) -> BackendSpecProvider:
-    """Of the decoder layers that do not stay in bf16."""
-    return EmulatedFp8SpecProvider(precision.fp8_recipe) if emulated(precision) else provider(name)
-
-
 def provider(name: str) -> BackendSpecProvider:
     """`torch` or `te`."""
     if name == "te":
@@ -116,13 +111,17 @@ def decoder_block_spec(
     backend: BackendSpecProvider,
     first_layer: int,
     layers: int,
-    low: BackendSpecProvider | None = None,
+    precision: PrecisionConfig | None = None,
 ) -> TransformerBlockSubmodules:
     """Specs of decoder layers `first_layer` .. `first_layer + layers - 1` (counted from 0 over the whole model).
 
-    `low`: provider of the layers that do not stay in bf16, where it is another one.
+    Where `precision` asks for emulated FP8, the layers that do not stay in bf16 are of that kind.
     """
-    providers = [backend if low is None or in_bf16(first_layer + i, text.layers) else low for i in range(layers)]
+    providers = [backend] * layers
+    if precision is not None and emulated(precision):
+        recipe, low = precision.fp8_recipe, EmulatedFp8SpecProvider(precision.fp8_recipe)
+        kept = [in_bf16(first_layer + i, text.layers, recipe) for i in range(layers)]
+        providers = [backend if stays else low for stays in kept]
     specs = [_decoder_layer_spec(text, one, first_layer + i) for i, one in enumerate(providers)]
     return TransformerBlockSubmodules(layer_specs=specs, layer_norm=backend.layer_norm(rms_norm=True))
 

@@ -23,11 +23,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "blockwise": {"fp8": "e4m3", "fp8_recipe": "blockwise"},
 }
 
-EDGE_LAYERS = 1
-"""Layers at each end of the decoder that stay in bf16."""
+EDGE_LAYERS = {"delayed": 0, "tensorwise": 1, "blockwise": 1}
+"""Layers at each end of the decoder that stay in bf16. megatron-core has none with delayed scaling: Transformer Engine
+keeps its histories for all layers of an FP8 region together."""
 
 KEPT = (
-    ("the first and the last decoder layer", "their inputs and outputs have the widest range"),
     ("routers", "scores are compared: rounding would send tokens elsewhere (computed in fp32)"),
     ("embedding and output layer", "a token's row is looked up; logits decide between close alternatives"),
     ("norms, attention scores and softmax", "no matrix product with weights"),
@@ -40,9 +40,9 @@ def emulated(precision: PrecisionConfig) -> bool:
     return precision.name == "fp8" and precision.fp8_backend == "emulate"
 
 
-def in_bf16(layer: int, layers: int) -> bool:
+def in_bf16(layer: int, layers: int, recipe: str) -> bool:
     """True of a decoder layer (counted from 0 over the whole model) that stays in bf16."""
-    return not EDGE_LAYERS <= layer < layers - EDGE_LAYERS
+    return not EDGE_LAYERS[recipe] <= layer < layers - EDGE_LAYERS[recipe]
 
 
 def describe(precision: PrecisionConfig) -> list[str]:
@@ -55,7 +55,9 @@ def describe(precision: PrecisionConfig) -> list[str]:
             f"FP8 is EMULATED, recipe {precision.fp8_recipe}: operands of the decoder's linear layers and experts are "
             "rounded to FP8 and multiplied in fp32; says nothing about speed or memory"
         )
-    return [who, *(f"not in FP8: {what} ({why})" for what, why in KEPT)]
+    edges = EDGE_LAYERS[precision.fp8_recipe]
+    ends = (("the first and the last decoder layer", "their inputs and outputs have the widest range"),) * edges
+    return [who, *(f"not in FP8: {what} ({why})" for what, why in (*ends, *KEPT))]
 
 
 def transformer_fields(precision: PrecisionConfig, backend: str, platform: Platform) -> dict[str, Any]:
@@ -80,9 +82,10 @@ def transformer_fields(precision: PrecisionConfig, backend: str, platform: Platf
             f"{reason}; FP8 would be ignored silently",
             fix="precision.fp8_backend=emulate, or precision=bf16",
         )
+    edges = EDGE_LAYERS[precision.fp8_recipe]
     return {
         **RECIPES[precision.fp8_recipe],
-        "first_last_layers_bf16": True,
-        "num_layers_at_start_in_bf16": EDGE_LAYERS,
-        "num_layers_at_end_in_bf16": EDGE_LAYERS,
+        "first_last_layers_bf16": edges > 0,
+        "num_layers_at_start_in_bf16": edges,
+        "num_layers_at_end_in_bf16": edges,
     }

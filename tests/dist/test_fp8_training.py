@@ -1,7 +1,7 @@
 """Training in emulated FP8 on real ranks: near bf16, never the same, by every recipe and under tensor parallelism.
 
 Derivation. FP8 rounds each operand by up to 2^-4 of its value, 16 times as much as bf16 (2^-8), in two of the four
-layers of the tiny model; roundings of different terms are independent, so that the loss of a batch of some hundred
+layers of the tiny model (delayed scaling: all); roundings of different terms are independent, so that the loss of a batch of some hundred
 tokens moves by far less than 2^-4. Measured over five steps: loss 1e-4 to 6e-4, gradient norm 4e-3 to 6e-3. The bounds
 are 1e-2 and 0.1; a wrong scale (448 times too much or too little in one operand) shows as 1 and more. Two runs of bf16
 on one layout are bitwise equal, so that any difference is FP8's: a recipe that did nothing fails the lower bounds.
@@ -76,20 +76,27 @@ def test_each_recipe_trains_near_bf16_under_tensor_parallelism_and_computes_in_f
     assert len(set(losses)) == len(RECIPES), "two recipes computed the same"
 
 
+def layers_of(names: Any) -> set[int]:
+    return {int(name.split("layers.")[1].split(".")[0]) for name in names if "decoder.layers." in name}
+
+
 def test_the_layers_in_fp8_are_those_that_are_said_to_be() -> None:
-    """Decoder layers 1 and 2 of 0 .. 3: attention, shared expert and every routed expert; nothing else."""
-    ours = run(config("delayed"))
-    layers = {name.split("layers.")[1].split(".")[0] for name in ours["fp8"]}
-    assert layers == {"1", "2"} and all(name.startswith("language.decoder.") for name in ours["fp8"])
-    experts = tiny.MOE.experts
-    assert len(ours["fp8"]) == 2 * (2 + 2 + 2 * experts)  # qkv and proj, shared fc1 and fc2, fc1 and fc2 an expert
-    assert any(name.startswith("language.output_layer") for name in ours["plain"])
-    assert any(name.startswith("vision.") for name in ours["plain"])
-    assert {name.split("layers.")[1][0] for name in ours["plain"] if "decoder.layers." in name} == {"0", "3"}
+    """Decoder layers 1 and 2 of 0 .. 3 (with delayed scaling all): attention, dense MLP, shared expert and every routed
+    expert; nothing else."""
+    blocks, delayed = run(config("blockwise")), run(config("delayed"))
+    sparse = 2 + 2 + 2 * tiny.MOE.experts  # qkv and proj, shared fc1 and fc2, fc1 and fc2 of each expert
+    assert layers_of(blocks["fp8"]) == {1, 2} and layers_of(blocks["plain"]) == {0, 3}
+    assert len(blocks["fp8"]) == 2 * sparse
+    assert layers_of(delayed["fp8"]) == {0, 1, 2, 3} and not layers_of(delayed["plain"])
+    assert len(delayed["fp8"]) == 4 + 3 * sparse
+    for made in (blocks, delayed):
+        assert all(name.startswith("language.decoder.") for name in made["fp8"])
+        assert any(name.startswith("language.output_layer") for name in made["plain"])
+        assert any(name.startswith("vision.") for name in made["plain"])
     # One gradient a micro-batch was seen by each layer, and remembered (an expert may have had no tokens).
     seen = STEPS * tiny.config().train.global_batch
-    assert all(count == seen for name, count in ours["fp8"].items() if "local_experts" not in name)
-    assert all(0 < count <= seen for name, count in ours["fp8"].items() if "local_experts" in name)
+    assert all(count == seen for name, count in delayed["fp8"].items() if "local_experts" not in name)
+    assert all(0 < count <= seen for name, count in delayed["fp8"].items() if "local_experts" in name)
 
 
 @pytest.mark.parametrize(
