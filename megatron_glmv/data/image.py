@@ -8,6 +8,7 @@ which clips it as transformers does (DALI would scale it).
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,8 @@ DALI_FORMATS = frozenset({"jpeg", "mpo", "png", "webp", "bmp", "tiff", "jpeg2000
 DALI_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"})
 """Others differ: DALI scales 16-bit grey where Pillow clips it, and rounds a TIFF's 16-bit palette another way."""
 ORIENTATION = 0x0112
+_ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-fA-F]+>")
+"""Of an object in memory: the index and the list of rejects are pure functions of the bytes."""
 
 
 def image_facts(member: str, data: bytes) -> MediaFacts:
@@ -59,7 +62,8 @@ def reason(error: BaseException) -> str:
     """One line: the deepest cause, without the addresses that libraries put into it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
+    words = _ADDRESS.sub("", str(error)).strip()
+    return f"{type(error).__name__}: {words.splitlines()[0] if words else ''}"[:300]
 
 
 def dali_can(facts: MediaFacts) -> bool:

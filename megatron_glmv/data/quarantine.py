@@ -6,10 +6,12 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from megatron_glmv.data.errors import DataError
 
 LEDGER = "quarantine.jsonl"
+_LONGEST_LINE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,9 @@ class Quarantine:
         if key in self.bad:
             return False
         entry = self.bad[key] = Bad(key, shard, reason, decoder)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+        with self.path.open("ab+") as file:
+            _drop_cut_line(file)
+            file.write(json.dumps(asdict(entry), ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             file.flush()
             os.fsync(file.fileno())
         return True
@@ -57,6 +60,14 @@ class Quarantine:
                 f"{len(self.bad)} of {seen} samples failed, data.quarantine_budget={self.budget} allows {allowed:.0f}; "
                 f"the last: {last.key}: {last.reason}",
             )
+
+
+def _drop_cut_line(file: BinaryIO) -> None:
+    """A crash may have left half a line at the end; the next entry must not be glued to it."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _LONGEST_LINE))
+    tail = file.read()
+    file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
 
 
 def read_ledger(path: Path) -> list[Bad]:

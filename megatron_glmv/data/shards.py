@@ -154,7 +154,7 @@ def _scan(file: BinaryIO, path: Path) -> Iterator[Member]:
     seen: set[str] = set()
     renamed, resized = "", -1
     at = zeros = 0
-    while at + BLOCK <= end and zeros < 2:
+    while at + BLOCK <= end:
         file.seek(at)
         block = file.read(BLOCK)
         at += BLOCK

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -109,18 +109,46 @@ def named_clip(name: str) -> bytes:
     return clip(name.rsplit(".", 1)[1], **options)  # type: ignore[arg-type]
 
 
-def remux(data: bytes, kind: str, *, shift: int = 0) -> bytes:
-    """The same packets in another container, `shift` ticks earlier: times below zero become an edit list in mp4."""
+def remux(
+    data: bytes,
+    kind: str,
+    *,
+    shift: int = 0,
+    change: Callable[[int, bytes], bytes] = lambda number, payload: payload,
+    behind: bytes = b"",
+) -> bytes:
+    """The same packets in another container, `shift` ticks earlier: times below zero become an edit list in mp4.
+
+    `change` rewrites payloads by number; packets of the clip `behind` follow in the same stream.
+    """
     out = io.BytesIO()
+    end = number = 0
     with av.open(io.BytesIO(data)) as source, av.open(out, "w", format=FORMATS[kind]) as box:
         stream = box.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.pts -= shift
-                packet.dts -= shift
-                packet.stream = stream
-                box.mux(packet)
+        for part in (data, *filter(None, (behind,))):
+            begin = end
+            with av.open(io.BytesIO(part)) as packets:
+                for packet in packets.demux(video=0):
+                    if packet.size:
+                        fresh = av.Packet(change(number, bytes(packet)))
+                        fresh.pts, fresh.dts = packet.pts - shift + begin, packet.dts - shift + begin
+                        fresh.duration, fresh.is_keyframe = packet.duration, packet.is_keyframe
+                        fresh.time_base, fresh.stream = packet.time_base, stream
+                        end, number = max(end, fresh.pts + packet.duration), number + 1
+                        box.mux(fresh)
     return out.getvalue()
+
+
+def hide(codec: str, *numbers: int) -> Callable[[int, bytes], bytes]:
+    """A `change` that clears the show bit of VP8 packets, or of VP9 key frames of profile 0: decoded, never shown."""
+    bit = {"vp8": 0x10, "vp9": 0x02}[codec]
+    return lambda number, data: bytes([data[0] & ~bit]) + data[1:] if number in numbers else data
+
+
+def superframe(*frames: bytes) -> bytes:
+    """VP9 frames in one packet (VP9 bitstream specification, annex B)."""
+    marker = bytes([0b110_01_000 | len(frames) - 1])
+    return b"".join(frames) + marker + b"".join(len(f).to_bytes(2, "little") for f in frames) + marker
 
 
 def turned(mp4: bytes) -> bytes:
