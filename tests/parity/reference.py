@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.abc
+import importlib.util
 import json
 import math
 import sys
@@ -160,6 +161,11 @@ def main(job: Path) -> None:
     sys.meta_path.insert(0, Barrier())
     refused = prove_barrier()
     import torch
+
+    if importlib.util.find_spec("torchvision"):  # its CUDA wheel lacks two operators on a CPU, and fails to import
+        operators = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import transformers
 
     torch.set_num_threads(1)
