@@ -109,9 +109,15 @@ def _use_core() -> str:
 
 def _use_te() -> str:
     _device()
+    import torch
     import transformer_engine.pytorch as te
 
-    fine, why = te.fp8.check_fp8_support()
+    layer = te.Linear(16, 16, bias=False, params_dtype=torch.bfloat16, device="cuda")
+    layer(torch.ones(16, 16, dtype=torch.bfloat16, device="cuda")).sum().item()
+    try:
+        fine, why = te.is_fp8_available(return_reason=True)
+    except (AttributeError, TypeError):  # asked otherwise before 2.9
+        return ""
     return "FP8 available" if fine else f"no FP8: {why}"
 
 
