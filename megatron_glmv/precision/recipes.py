@@ -80,18 +80,22 @@ class Past:
     """The largest magnitudes of one tensor in earlier calls, and the scale that follows from them."""
 
     def __init__(self, dtype: torch.dtype, length: int = HISTORY) -> None:
-        self.dtype = dtype
-        self.seen: deque[torch.Tensor] = deque(maxlen=length)
+        self.dtype, self.length = dtype, length
+        self.count = 0
+        """Calls that were remembered, forgotten ones included."""
+        self._seen: torch.Tensor | None = None  # [length], a ring; 0 where nothing was seen yet
 
     def scale(self, tensor: torch.Tensor) -> torch.Tensor:
         """From the past alone; of the very first call from the tensor itself. (Transformer Engine starts with scale 1:
         small gradients then vanish in the first step, and, as the past is not saved, in the first after a resume.)"""
-        amax = torch.stack(list(self.seen)).amax() if self.seen else largest(tensor)
-        return scale_for(amax, self.dtype)
+        return scale_for(largest(tensor) if self._seen is None else self._seen.amax(), self.dtype)
 
     def add(self, tensor: torch.Tensor) -> None:
         if tensor.numel():
-            self.seen.append(largest(tensor))
+            if self._seen is None:
+                self._seen = tensor.new_zeros(self.length, dtype=torch.float32)
+            self._seen[self.count % self.length] = largest(tensor)
+            self.count += 1
 
 
 class Delayed(Recipe):

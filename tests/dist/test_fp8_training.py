@@ -20,6 +20,7 @@ from helpers import tiny
 from helpers.ranks import run_ranks
 
 from megatron_glmv.config.schema import Config, PrecisionConfig
+from megatron_glmv.parallel.launch import RankFailed
 from megatron_glmv.parallel.topology import Topology
 
 STEPS = 5
@@ -46,7 +47,7 @@ def train(config: Config) -> dict[str, Any]:
         for name, module in unwrap(chunk).named_modules():
             if isinstance(module, Fp8Linear):
                 past = getattr(module.fp8, "g", None)
-                low[name] = len(past.seen) if past is not None else 0
+                low[name] = past.count if past is not None else 0
             elif type(module).__name__ in ("ColumnParallelLinear", "RowParallelLinear"):
                 plain.append(name)
     return {"history": history, "fp8": low, "plain": plain}
@@ -115,8 +116,14 @@ def test_splitting_ranks_changes_fp8_by_little_more_than_its_scales(model: Any, 
     assert worst(run(split), run(one), 0) < 1e-2
 
 
-@pytest.mark.parametrize("recipe", ["delayed", "blockwise"])
-def test_full_recomputation_changes_nothing(recipe: str) -> None:
-    plain = config(recipe)
+def test_full_recomputation_changes_nothing() -> None:
+    """Of the recipe that remembers: a recomputed pass must round as the first one did, and be remembered once."""
+    plain = config("delayed")
     recomputed = replace(plain, train=replace(plain.train, recompute="full"))
     assert run(recomputed)["history"] == run(plain)["history"]
+
+
+def test_fp8_by_transformer_engine_is_never_a_bf16_model_instead() -> None:
+    by_te = replace(config(None), precision=PrecisionConfig(name="fp8", fp8_backend="te"))
+    with pytest.raises(RankFailed, match="transformer_fields"):
+        run(by_te)

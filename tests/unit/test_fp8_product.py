@@ -164,14 +164,14 @@ def test_delayed_scaling_remembers_a_recomputed_pass_once_and_rounds_it_alike(
     recipe = Delayed()
     recipe.forward(x, w, training=True, recomputed=False)
     first = [recipe.forward(x * f, w, training=True, recomputed=True) for f in (2.0, 4.0)]  # two micro-batches
-    assert len(recipe.x.seen) == 3
+    assert recipe.x.count == 3
     again = [recipe.forward(x * f, w, training=True, recomputed=False) for f in (2.0, 4.0)]
-    assert len(recipe.x.seen) == 3
+    assert recipe.x.count == 3
     for one, other in zip(first, again, strict=True):
         assert torch.equal(one.x.dequantize(), other.x.dequantize())
     assert not torch.equal(first[0].x.scale, first[1].x.scale)  # so the order matters
     recipe.forward(x * 100, w, training=False, recomputed=False)
-    assert len(recipe.x.seen) == 3  # evaluation is not remembered
+    assert recipe.x.count == 3  # evaluation is not remembered
 
 
 def test_an_expert_without_tokens_has_an_output_and_gradients() -> None:
@@ -183,7 +183,7 @@ def test_an_expert_without_tokens_has_an_output_and_gradients() -> None:
         y.sum().backward()
         assert y.shape == (0, 1, N) and x.grad is not None and float(w.grad.abs().max()) == 0.0
         if isinstance(recipe, Delayed):
-            assert not recipe.x.seen and not recipe.g.seen  # nothing seen is nothing remembered
+            assert recipe.x.count == recipe.g.count == 0  # nothing seen is nothing remembered
     assert float(Past(E4M3).scale(torch.empty(0, 4))) == 1.0
 
 
