@@ -52,6 +52,11 @@ class Lengths:
     errors: dict[int, str]
     """Sample index -> why it cannot be used."""
 
+    @property
+    def pictures(self) -> NDArray[np.int64]:
+        """[n] images and temporal patches: what attends to itself in the vision encoder (a video counts once more)."""
+        return self.media + self.frames // 2
+
 
 class Layouts:
     """Sample index -> SampleLayout under one tokenizer and config; the same in the ranks and in their workers."""

@@ -1,17 +1,21 @@
 """The packs of one data-parallel rank, step after step.
 
-Pack number p = step x global batch + i is the same whatever the layout; replica r of D takes i = r, r + D, ... The
+Pack number p = step x global batch + i is the same whatever the layout. Which replica takes which of them is decided by
+their cost where a cost model is given (`balance.assign`), else replica r of D takes i = r, r + D, ... The
 position is integers, so that a run resumed on another layout continues with exactly the packs that were next.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from megatron_glmv.config.schema import DataConfig, VisionConfig
+from megatron_glmv.data.balance import assign
 from megatron_glmv.data.batches import BatchMaker, Failure, Pack
+from megatron_glmv.data.cost import Cost
 from megatron_glmv.data.errors import DataError
 from megatron_glmv.data.index import ShardDataset
 from megatron_glmv.data.lengths import Layouts, measure
@@ -23,6 +27,7 @@ from megatron_glmv.data.quarantine import LEDGER, Quarantine
 from megatron_glmv.data.tokenizer import Tokenizer
 from megatron_glmv.data.types import Json, PackedBatch
 
+KEPT_SHARES = 64
 LEAST_JUDGED = 100
 """Samples a share of failures is taken of at least: one early failure does not end a run."""
 
@@ -44,8 +49,10 @@ class PackLoader:
         run_dir: Path | None = None,
         start_step: int = 0,
         worker_timeout: float = 300.0,
+        cost: Cost | None = None,
     ) -> None:
-        """run_dir: where the quarantine ledger lies; None keeps no ledger and no budget.
+        """cost: evens out the replicas' work inside each step.
+        run_dir: where the quarantine ledger lies; None keeps no ledger and no budget.
         worker_timeout: seconds of silence after which a decoder process is replaced.
 
         Raises DataError where too many samples are unusable, or none fits; ValueError where the replicas cannot share
@@ -63,6 +70,12 @@ class PackLoader:
         self.usable = len(kept.samples)
         self._length = np.minimum(lengths.tokens, data.pack_tokens)
         self._order = PackOrder(kept.samples, kept.lengths, data.pack_tokens, data.pack_window, seed)
+        self._work = None
+        """Cost of each sample; None deals packs out in turn."""
+        if cost is not None and dp_size > 1:
+            self._work = cost.samples(self._length, lengths.patches, lengths.pictures)
+        self._shares: dict[int, list[int]] = {}
+        """First pack of a step -> this replica's packs of it."""
         self._record([Failure(*self._name(i), reason) for i, reason in lengths.errors.items()])
         self._judge(self.unusable, len(dataset), "of the data set cannot be used")
         self._seen = self._failed = 0
@@ -129,9 +142,18 @@ class PackLoader:
         at, packs = self._anchor
         return packs + (step - at) * self.global_batch
 
-    def _numbers(self, step: int) -> range:
+    def _numbers(self, step: int) -> Sequence[int]:
+        """This replica's packs of a step, ascending."""
         first = self._first_pack(step)
-        return range(first + self.dp_rank, first + self.global_batch, self.dp_size)
+        if self._work is None:
+            return range(first + self.dp_rank, first + self.global_batch, self.dp_size)
+        if first not in self._shares:
+            packs = [self._order.pack(first + i) for i in range(self.global_batch)]
+            costs = [float(self._work[list(pack)].sum()) for pack in packs]
+            self._shares[first] = [first + i for i in assign(costs, self.dp_size)[self.dp_rank]]
+            if len(self._shares) > KEPT_SHARES:
+                del self._shares[next(iter(self._shares))]
+        return self._shares[first]
 
     def _pack(self, number: int) -> Pack:
         samples = self._order.pack(number)

@@ -107,18 +107,22 @@ class WorkerPool:
         self._unheard = [0] * workers
         """Deaths of each process since it last answered."""
         self._done: dict[int, tuple[PackedBatch, list[Failure]]] = {}
+        self._place: dict[int, int] = {}
+        """Task -> its worker. In turn by submission: a replica's pack numbers may all be multiples of one number."""
+        self._submitted = 0
         self._processes = [_Process(self._about, module) for _ in range(workers)]
 
     def submit(self, task: int, pack: Pack) -> None:
         """Ask for a pack under a number that is not in use."""
-        worker = task % len(self._processes)
+        worker = self._place[task] = self._submitted % len(self._processes)
+        self._submitted += 1
         self._tasks[worker][task] = _Task(pack)
         self._request(worker, task)
 
     def result(self, task: int) -> tuple[PackedBatch, list[Failure]]:
         """Wait for a pack asked for. Raises DataError where a worker found the data set unusable or cannot run, and
         RuntimeError with the worker's traceback for a fault of the program."""
-        worker = task % len(self._processes)
+        worker = self._place[task]
         while task not in self._done:
             try:
                 self._listen(worker)
@@ -126,13 +130,15 @@ class WorkerPool:
                 self._replace(worker, self._processes[worker].fate())
             except TimeoutError:
                 self._replace(worker, f"was silent for {self._processes[worker].channel.gettimeout():g} s")
+        del self._place[task]
         return self._done.pop(task)
 
     def forget(self, tasks: Sequence[int]) -> None:
         """Results that nobody will ask for."""
         for task in tasks:
             self._done.pop(task, None)
-            self._tasks[task % len(self._processes)].pop(task, None)
+            if task in self._place:
+                self._tasks[self._place.pop(task)].pop(task, None)
 
     def close(self) -> None:
         for process in self._processes:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron_glmv.checkpoint.manager import CheckpointManager, Identity
 from megatron_glmv.config.load import fingerprint, to_json
 from megatron_glmv.config.schema import Config
+from megatron_glmv.data.cost import Cost
 from megatron_glmv.data.index import ShardDataset
 from megatron_glmv.data.loader import PackLoader
 from megatron_glmv.data.tokenizer import Tokenizer
@@ -58,6 +59,7 @@ def make_loader(
         dp_rank=groups.dp_rank,
         dp_size=groups.topology.data,
         run_dir=run_dir,
+        cost=Cost.of(config.model),
     )
 
 
