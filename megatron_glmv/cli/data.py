@@ -25,3 +25,41 @@ def make(
     print(f"{made.samples} samples with {made.media} media in {made.shards} shards, {made.rejected} rejected: {out}")
     if made.rejects is not None:
         print(f"reasons in {made.rejects}")
+
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="experiment=NAME and key=value, as for train; default tiny_pretrain.")
+]
+
+
+@app.command()
+def stats(
+    directory: Annotated[Path | None, typer.Argument(help="Directory of the shards; not needed with --preset.")] = None,
+    overrides: Overrides = None,
+    pack: Annotated[bool, typer.Option("--pack", help="Fill of packs and evenness over replicas, too.")] = False,
+    preset: Annotated[bool, typer.Option("--preset", help="Pack a preset mixture of 20,000 samples.")] = False,
+    png: Annotated[Path | None, typer.Option(help="Histograms as a picture.")] = None,
+) -> None:
+    """Tokens, visual tokens and frames by domain; histograms of them; how they pack."""
+    from megatron_glmv.data.commands import show_preset, show_stats
+
+    given = overrides or []
+    if preset:
+        show_preset([str(directory), *given] if directory else given)
+        return
+    if directory is None:
+        raise typer.BadParameter("name the directory of the shards, or --preset")
+    show_stats(directory, given, pack=pack, png=png)
+
+
+@app.command()
+def show(
+    shard: Annotated[Path, typer.Argument(help="A shard, or the directory that holds it.")],
+    key: Annotated[str, typer.Argument(help="Key of the sample.")],
+    overrides: Overrides = None,
+    save: Annotated[Path | None, typer.Option(help="Write its arrays to this safetensors file.")] = None,
+) -> None:
+    """One sample exactly as it is trained: tokens, loss weights, positions, frames and their times."""
+    from megatron_glmv.data.commands import show_sample
+
+    show_sample(shard, key, overrides or [], save=save)
