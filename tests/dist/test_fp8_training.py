@@ -113,7 +113,9 @@ def test_the_layers_in_fp8_are_those_that_are_said_to_be() -> None:
 def test_splitting_ranks_changes_fp8_by_little_more_than_its_scales(model: Any, layout: dict[str, Any]) -> None:
     """Under TP each rank scales its shard of a weight by itself, as Transformer Engine does: not bitwise, but near."""
     one, split = (replace(config("tensorwise", **parallel), model=model) for parallel in ({}, layout))
-    assert worst(run(split), run(one), 0) < 1e-2
+    ours, whole = run(split), run(one)
+    assert worst(ours, whole, 0) < 1e-3  # measured 2e-4
+    assert worst(ours, whole, 1) < 2e-2  # measured 5e-3; 0.19 without the all-reduce of the input's gradient
 
 
 def test_full_recomputation_changes_nothing() -> None:
