@@ -114,7 +114,7 @@ def _build(kind: type, tree: object, path: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, option: str) -> Any:
-    """`value` as the annotated type. Only two conversions are made: int to float, list to tuple."""
+    """`value` as the annotated type. Only these conversions are made: int to float, list to tuple, keys to int."""
     if value is None and _optional(hint):
         return None
     kind = _without_none(hint)
@@ -129,6 +129,10 @@ def _convert(hint: Any, value: Any, option: str) -> Any:
         return tuple(
             _convert(part, item, f"{option}[{i}]") for i, (part, item) in enumerate(zip(parts, value, strict=True))
         )
+    if typing.get_origin(kind) is dict and isinstance(value, Mapping):
+        key_kind, value_kind = typing.get_args(kind)
+        keys = {key: _key(key_kind, key, option) for key in value}
+        return {keys[key]: _convert(value_kind, item, f"{option}.{key}") for key, item in value.items()}
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is kind:
@@ -136,10 +140,21 @@ def _convert(hint: Any, value: Any, option: str) -> Any:
     raise ConfigError(option, value, f"expected {_type_name(hint)}, got {type(value).__name__}", _type_fix(kind, value))
 
 
+def _key(kind: Any, key: Any, option: str) -> Any:
+    """A key of a mapping; JSON and the command line may have made text of an integer."""
+    if kind is int and isinstance(key, str) and key.isdecimal():
+        return int(key)
+    if type(key) is not kind:
+        raise ConfigError(option, key, f"expected keys that are {_type_name(kind)}")
+    return key
+
+
 def _type_name(hint: Any) -> str:
     kind = _without_none(hint)
     if typing.get_origin(kind) is tuple:
         name = "a list like [1,2]"
+    elif typing.get_origin(kind) is dict:
+        name = "a mapping like {a:1,b:2}"
     else:
         name = {int: "an integer", float: "a number", bool: "true or false", str: "text"}.get(
             kind, "a group of options"

@@ -138,6 +138,12 @@ class DataConfig:
     """Tokens of one pack, which is one micro-batch of one sequence."""
     pack_window: int = 1024
     """Samples that compete for places in packs (best fit); order outside a window is the shuffled order."""
+    mixture: dict[str, float] | None = None
+    """Weight of each domain in the stream of samples, as {vqa:2,video:1}; null: all samples alike, in epochs."""
+    mixture_schedule: dict[int, dict[str, float]] | None = None
+    """Other weights from a sample of the stream on, as {500000:{vqa:1,video:3}}."""
+    max_epochs: dict[str, float] | None = None
+    """Most epochs of a domain; at its cap it leaves its share to the others."""
     image_min_pixels: int = 12544
     """Least height x width x 2 of a resized image (both duplicated frames count, as in GLM's processor)."""
     image_max_pixels: int = 9633792

@@ -20,6 +20,7 @@ from megatron_glmv.data.errors import DataError
 from megatron_glmv.data.index import ShardDataset
 from megatron_glmv.data.lengths import Layouts, measure
 from megatron_glmv.data.locks import turn
+from megatron_glmv.data.mixture import build
 from megatron_glmv.data.order import PackOrder
 from megatron_glmv.data.packing import fit
 from megatron_glmv.data.pool import WorkerPool
@@ -69,7 +70,10 @@ class PackLoader:
         """Samples left out because they are broken, left out because no pack holds them, and cut at the end."""
         self.usable = len(kept.samples)
         self._length = np.minimum(lengths.tokens, data.pack_tokens)
-        self._order = PackOrder(kept.samples, kept.lengths, data.pack_tokens, data.pack_window, seed)
+        mixture = None
+        if data.mixture:
+            mixture = build(data, [dataset.entry(int(i)).domain or "other" for i in kept.samples], seed)
+        self._order = PackOrder(kept.samples, kept.lengths, data.pack_tokens, data.pack_window, seed, mixture)
         self._work = None
         """Cost of each sample; None deals packs out in turn."""
         if cost is not None and dp_size > 1:

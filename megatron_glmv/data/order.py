@@ -18,55 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_glmv.data.errors import DataError
+from megatron_glmv.data.mixture import Mixture
 from megatron_glmv.data.packing import aligned, pack_window
+from megatron_glmv.data.shuffle import key, permute, sample_order
 from megatron_glmv.data.types import Json
 
-_ROUNDS = 6
 _KEPT_PACKS, _KEPT_STARTS = 16, 256
 """Windows whose packs, and whose beginnings, stay in memory: a loader looks a few steps ahead, a report a few back."""
-
-Words = NDArray[np.uint64]
-
-
-def _mix(words: Words) -> Words:
-    """splitmix64's finaliser: every input bit reaches every output bit (Steele, Lea, Flood 2014)."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
-
-
-def _key(*parts: int) -> int:
-    digest = hashlib.sha256(",".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little")
-
-
-def permute(index: NDArray[np.int64], n: int, keys: Words) -> NDArray[np.int64]:
-    """Where a keyed permutation of 0..n-1 sends each index; `keys` holds one key per index.
-
-    A Feistel network over the next power of four, applied again to what falls outside (cycle walking): no table of n.
-    """
-    if n <= 1:
-        return np.zeros_like(index)
-    half = np.uint64(((n - 1).bit_length() + 1) // 2)
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    value = index.astype(np.uint64)
-    walking = np.arange(len(value))
-    while len(walking):
-        left, right, key = value[walking] >> half, value[walking] & mask, keys[walking]
-        for turn in range(1, _ROUNDS + 1):
-            salt = key + np.uint64(turn * 0x9E3779B97F4A7C15 % 2**64)
-            left, right = right, left ^ (_mix(right + salt) & mask)
-        value[walking] = (left << half) | right
-        walking = walking[value[walking] >= n]
-    return value.astype(np.int64)
-
-
-def sample_order(start: int, count: int, n: int, seed: int) -> NDArray[np.int64]:
-    """Which of n samples stand at stream positions start .. start + count; position n begins the second epoch."""
-    positions = np.arange(start, start + count, dtype=np.int64)
-    epochs = positions // n
-    keys = {int(epoch): _key(seed, int(epoch)) for epoch in np.unique(epochs)}
-    return permute(positions % n, n, np.array([keys[int(epoch)] for epoch in epochs], dtype=np.uint64))
 
 
 @dataclass(frozen=True)
@@ -77,14 +35,23 @@ class _Window:
     packs_before: int
     carry: tuple[int, ...]
     """Samples the windows before left over, as indices into the usable samples."""
+    taken: tuple[int, ...] = ()
+    """Samples of each domain of the mixture in the windows before."""
 
 
 class PackOrder:
     """Pack number -> samples. `samples` are the usable ones, `lengths` their tokens in a pack (`packing.fit`)."""
 
     def __init__(
-        self, samples: NDArray[np.int64], lengths: NDArray[np.int64], budget: int, window: int, seed: int
+        self,
+        samples: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        budget: int,
+        window: int,
+        seed: int,
+        mixture: Mixture | None = None,
     ) -> None:
+        """mixture: chooses the samples of each window by domain; without one all run past in epochs."""
         if not len(samples):
             raise DataError(
                 "data.pack_tokens", f"no sample fits a pack of {budget} tokens; raise it or lower the pixel budgets"
@@ -93,10 +60,11 @@ class PackOrder:
             raise ValueError("a pack window holds at least one sample")
         self._samples, self._lengths = samples, lengths
         self.budget, self.window, self.seed = budget, window, seed
-        text = f"{budget},{window},{seed}".encode()
+        self._mixture = mixture
+        text = f"{budget},{window},{seed}{',' + mixture.fingerprint if mixture else ''}".encode()
         self.fingerprint = hashlib.sha256(text + samples.tobytes() + lengths.tobytes()).hexdigest()[:16]
         """Equal fingerprints give equal packs at every number."""
-        self._starts = [_Window(0, 0, ())]
+        self._starts = [self._first()]
         self._packs: OrderedDict[int, list[tuple[int, ...]]] = OrderedDict()
 
     def pack(self, number: int) -> tuple[int, ...]:
@@ -111,6 +79,7 @@ class PackOrder:
             "window": window.number,
             "packs_before_window": window.packs_before,
             "carry": list(window.carry),
+            "taken": list(window.taken),
             "fingerprint": self.fingerprint,
         }
 
@@ -119,19 +88,22 @@ class PackOrder:
         if state["fingerprint"] != self.fingerprint:
             raise DataError(
                 "data position",
-                "the checkpoint's belongs to another data set, tokenizer, template, pixel or pack budget, window or"
-                " seed; restore them, or begin a new run with init_from",
+                "the checkpoint's belongs to another data set, tokenizer, template, pixel or pack budget, window,"
+                " mixture or seed; restore them, or begin a new run with init_from",
             )
-        first = _Window(int(state["window"]), int(state["packs_before_window"]), tuple(map(int, state["carry"])))
-        self._starts = [first]
+        integers = (tuple(map(int, state.get(name, ()))) for name in ("carry", "taken"))
+        self._starts = [_Window(int(state["window"]), int(state["packs_before_window"]), *integers)]
         self._packs.clear()
+
+    def _first(self) -> _Window:
+        return _Window(0, 0, (), self._mixture.nothing_taken if self._mixture else ())
 
     def _find(self, number: int) -> _Window:
         """The window that holds pack `number`; packs forward from the nearest known one."""
         if number < 0:
             raise ValueError(f"there is no pack {number}")
         if number < self._starts[0].packs_before:
-            self._starts = [_Window(0, 0, ())]
+            self._starts = [self._first()]
         at = bisect_right(self._starts, number, key=lambda window: window.packs_before) - 1
         window = self._starts[at]
         while number >= window.packs_before + len(self._packs_of(window)):
@@ -143,18 +115,22 @@ class PackOrder:
         if known is not None:
             self._packs.move_to_end(window.number)
             return known
-        new = sample_order(window.number * self.window, self.window, len(self._samples), self.seed)
+        taken: tuple[int, ...] = ()
+        if self._mixture is None:
+            new = sample_order(window.number * self.window, self.window, len(self._samples), self.seed)
+        else:
+            new, taken = self._mixture.block(window.number, self.window, window.taken)
         members = [*window.carry, *new.tolist()]
         lengths = self._lengths[members].tolist()
         groups = pack_window(lengths, self.budget)
         carry = _take_emptiest(groups, lengths, self.budget)
         number = np.arange(len(groups), dtype=np.int64)
-        keys = np.full(len(groups), _key(self.seed, window.number, 1), dtype=np.uint64)
+        keys = np.full(len(groups), key(self.seed, window.number, 1), dtype=np.uint64)
         shuffled = permute(number, len(groups), keys)
         packs = [tuple(int(self._samples[members[i]]) for i in groups[g]) for g in shuffled.tolist()]
         if window.number == self._starts[-1].number:
             left = tuple(members[i] for i in carry)
-            self._starts.append(_Window(window.number + 1, window.packs_before + len(packs), left))
+            self._starts.append(_Window(window.number + 1, window.packs_before + len(packs), left, taken))
             del self._starts[:-_KEPT_STARTS]
         self._packs[window.number] = packs
         while len(self._packs) > _KEPT_PACKS:

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_glmv.data.balance import assign, imbalance
-from megatron_glmv.data.order import PackOrder, sample_order
+from megatron_glmv.data.order import PackOrder
 from megatron_glmv.data.packing import ALIGN, aligned
+from megatron_glmv.data.shuffle import sample_order
 
 PRESET = 20_000
 """Samples of the preset mixture."""

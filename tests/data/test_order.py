@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from megatron_glmv.data.errors import DataError
-from megatron_glmv.data.order import PackOrder, permute, sample_order
+from megatron_glmv.data.order import PackOrder
+from megatron_glmv.data.shuffle import permute, sample_order
 
 LENGTHS = np.random.default_rng(5).integers(20, 700, 900)
 
