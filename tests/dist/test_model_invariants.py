@@ -1,4 +1,4 @@
-"""What must hold for the whole model in one process: packs, and packs without images."""
+"""What must hold for the whole model: packs, packs without images, norms behind sublayers, gradients of the encoder."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from dist.checkpoint_job import Job
 from helpers import tiny
 from helpers.ranks import run_ranks
+from numpy.linalg import norm
 
 from megatron_glmv.config.schema import Config
 from megatron_glmv.data.types import PackedBatch
@@ -85,3 +87,52 @@ def test_a_pack_without_images_touches_every_encoder_parameter_with_zero() -> No
     parameters, touched, total = run_ranks(_gradients_without_images, 1, tiny.config())[0]
     assert touched == parameters > 0
     assert total == 0.0
+
+
+def _sandwich(config: Config) -> tuple[float, float]:
+    """Largest difference between a layer and its definition, and what each of the two norms matters."""
+    layer = _model(config).language.decoder.layers[1]
+    with torch.no_grad():
+        for behind in (layer.post_self_attn_layernorm, layer.post_mlp_layernorm):
+            behind.weight.uniform_(0.5, 2.0)
+        x = torch.randn(8, 1, config.model.text.hidden)
+        attended, _ = layer.self_attention(layer.input_layernorm(x), None)
+        middle = x + layer.post_self_attn_layernorm(attended)
+        fed, _ = layer.mlp(layer.pre_mlp_layernorm(middle))
+        expected = middle + layer.post_mlp_layernorm(fed)
+        ours, _ = layer(x, None)
+        matters = min(float((n(t) - t).abs().max()) for n, t in (
+            (layer.post_self_attn_layernorm, attended), (layer.post_mlp_layernorm, fed)
+        ))  # fmt: skip
+        return float((ours - expected).abs().max()), matters
+
+
+def test_sandwich_norms_stand_behind_attention_and_mlp() -> None:
+    """x += norm(attention(norm(x))); x += norm(mlp(norm(x))), as GLM-4.1V has it."""
+    difference, matters = run_ranks(_sandwich, 1, tiny.config(tiny.DENSE))[0]
+    assert difference < 1e-6
+    assert matters > 1e-1
+
+
+def _encoder_gradients(config: Config) -> dict[str, Any]:
+    """Gradients of the encoder's parameters in the first step, as arrays."""
+    job = Job(config)
+    job.train_step()
+    named = ((n, p) for chunk in job.trainer.chunks for n, p in chunk.named_parameters() if ".vision." in n)
+    return {name: p.main_grad.clone().numpy() for name, p in named}
+
+
+def test_each_encoder_gradient_is_that_of_one_process_when_its_work_is_spread() -> None:
+    """Every tensor, by its norm; without clipping, which would hide a common factor."""
+
+    def run(**parallel: Any) -> list[dict[str, Any]]:
+        made = tiny.config(**parallel)
+        made = replace(made, optim=replace(made.optim, clip_grad=0.0))
+        return run_ranks(_encoder_gradients, Topology.resolve(made.parallel, None).world, made)
+
+    (right,) = run()
+    assert len(right) > 20
+    for rank in run(tensor=2):
+        assert rank.keys() == right.keys()
+        for name, gradient in rank.items():
+            assert norm(gradient - right[name]) < 1e-4 * norm(right[name]), name

@@ -222,9 +222,10 @@ def _biases(made: Config, steps: int) -> tuple[list[Any], list[Any], list[list[f
 
     job = Job(made)
     routers = [m for m in unwrap(job.trainer.chunks[0]).modules() if isinstance(m, BalancedRouter)]
+    job.train_step()  # a model cast to bf16 gets its biases back to fp32 in its first pass, or not at all
     loads = torch.zeros(len(routers), 4, dtype=torch.int64)
     for i, router in enumerate(routers):
-        router.expert_bias.data = 1.0 + (1 + i + torch.arange(4)) * 2.0**-12  # bf16 keeps none of the digits behind 1
+        router.expert_bias.copy_(1.0 + (1 + i + torch.arange(4)) * 2.0**-12)  # bf16 keeps none of the digits behind 1
         router.register_forward_hook(partial(_count, loads[i]))
     before = [router.expert_bias.clone().numpy() for router in routers]
     signs = torch.zeros(len(routers), 4)
@@ -240,7 +241,7 @@ def _biases(made: Config, steps: int) -> tuple[list[Any], list[Any], list[list[f
 def test_bias_moves_by_the_rate_against_the_load(precision: str, recompute: str) -> None:
     made = config(precision=precision)
     made = replace(made, train=replace(made.train, recompute=recompute))
-    before, after, signs, types = run_ranks(_biases, 1, made, 2)[0]
+    before, after, signs, types = run_ranks(_biases, 1, made, 1)[0]
     assert types == {"torch.float32"}
     assert len(before) == 3
     for old, new, sign in zip(before, after, signs, strict=True):
