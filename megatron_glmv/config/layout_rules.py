@@ -157,13 +157,14 @@ def expert_rules(config: Config, world: int | None) -> Iterator[Problem]:
 def grid_rules(config: Config, world: int | None) -> Iterator[Problem]:
     """How the axes fill the world, and how a global batch fills the axes."""
     parallel = config.parallel
-    if parallel.context > 1:
+    legal = [n for n in range(1, ALIGNMENT // 2 + 1) if n == 1 or ALIGNMENT % (2 * n) == 0]
+    if parallel.context not in legal:
         yield Problem(
             "context",
             "parallel.context",
             parallel.context,
-            "context parallelism is not available in this version",
-            (("parallel.context", [1]),),
+            f"x 2 has to divide {ALIGNMENT} (samples of a pack are aligned to that, and cut into 2 x context chunks)",
+            (("parallel.context", near(parallel.context, legal)),),
         )
     try:
         sizes = resolve_sizes(parallel, world)
@@ -223,12 +224,11 @@ def _batch_rules(config: Config, sizes: Sizes) -> Iterator[Problem]:
             (("train.global_batch", multiples(batch, unit)),),
         )
     tokens = config.data.pack_tokens
-    split = sizes.tensor if sequence_of(parallel) else 1
-    unit = ALIGNMENT
-    while unit % split:
-        unit += ALIGNMENT
+    split = sizes.context * (sizes.tensor if sequence_of(parallel) else 1)
+    unit = lcm(ALIGNMENT, split)
     if tokens % unit:
-        also = f" and of tensor = {split}" if unit > ALIGNMENT else ""
+        names = "tensor" if sizes.context == 1 else "context" if split == sizes.context else "context x tensor"
+        also = f" and of {names} = {split}" if unit > ALIGNMENT else ""
         yield Problem(
             "pack_tokens",
             "data.pack_tokens",

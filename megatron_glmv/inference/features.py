@@ -61,7 +61,7 @@ class Features:
             grids = [medium.plan.grid for medium, _ in group]
             frames = [(grid.h, grid.w) for grid in grids for _ in range(grid.t)]
             counts = [grid.tokens(vision.merge) for grid in grids]
-            split = torch.split(encode(self.encoder, pixels, frames, None), counts)
+            split = torch.split(encode(self.encoder, pixels, frames), counts)
             for (medium, _), features in zip(group, split, strict=True):
                 yield medium.key, features.clone()  # not a view that keeps the whole group
 

@@ -1,7 +1,8 @@
 """GLM-4.5V / GLM-4.1V on megatron-core.
 
-Shapes: B batch (1 for packs), T tokens, H hidden, N patches, V values of a patch, G visual items, M visual tokens, W
-vocabulary, R rows of a routing mask.
+Shapes: B batch (1 for packs), T tokens, R context-parallel ranks, P tensor-parallel ranks under sequence parallelism
+(else 1), H hidden, N patches, V values of a patch, G visual items, M visual tokens, W vocabulary, K rows of a routing
+mask.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from megatron_glmv.config.schema import ModelConfig
-from megatron_glmv.model.encoder_dp import encode
-from megatron_glmv.model.fusion import fuse
+from megatron_glmv.model.encoder_dp import encode, encode_spread, gather_ragged
+from megatron_glmv.model.fusion import fuse, landing
+from megatron_glmv.model.packed import ContextSplit
 from megatron_glmv.model.rope import TextRotary
 from megatron_glmv.model.vision import VisionEncoder
 from megatron_glmv.parallel.groups import Groups
@@ -33,7 +35,7 @@ class VisualInput:
     grids: torch.Tensor
     """[G, 3] int64 (t, h, w) in patches."""
     positions: torch.Tensor
-    """[M] int64: b x T + t of the placeholder of each visual token."""
+    """[M] int64: b x T + t of the placeholder of each visual token, in the whole sequence of T tokens."""
 
     def frames(self) -> list[tuple[int, int]]:
         """(height, width) of every temporal patch: the units that attend within themselves."""
@@ -43,12 +45,13 @@ class VisualInput:
 class GLMV(MegatronModule):
     """One pipeline chunk of the model.
 
-        input_ids [B, T] ------ embedding -----+
-                                               +- fuse -> [T, B, H] - decoder -> [T, B, H] - head -> logits [B, T, W]
-        pixel_values [N, V] -- vision encoder -+  (first chunk)       M-RoPE      (last chunk)       or losses [B, T]
-          spread over tensor ranks, [M, H]
+        input_ids [B, T/R] ---- embedding -----+
+                                               +- fuse -> [T/R/P, B, H] - decoder - head -> logits [B, T/R, W]
+        pixel_values [N, V] -- vision encoder -+  (first chunk)           M-RoPE            or losses [B, T/R]
+          spread over tensor x context ranks, each feature sent to the rank that fuses it
 
-    `vision` exists on the first chunk; `language` is megatron-core's GPTModel with our rotary angles.
+    `vision` exists on the first chunk; `language` is megatron-core's GPTModel with our rotary angles. Token arguments
+    are those of this context-parallel rank's part of a pack (model/packed.py), visual ones those of the whole pack.
     """
 
     def __init__(
@@ -69,8 +72,8 @@ class GLMV(MegatronModule):
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = False
         self.pg_collection = groups.mcore
-        self.tp_group = groups.tp
-        self.encoder_data = encoder_data and groups.tp.size() > 1
+        self.tp_group, self.tp_cp_group = groups.tp, groups.tp_cp
+        self.encoder_data = encoder_data and groups.tp_cp.size() > 1
         self.vision = (
             VisionEncoder(vision_config, model.vision, model.text.hidden, backend, groups.solo) if pre_process else None
         )
@@ -85,7 +88,6 @@ class GLMV(MegatronModule):
             position_embedding_type="mrope",
             rotary_percent=model.text.rotary_percent,
             rotary_base=model.text.rope_theta,
-            scatter_embedding_sequence_parallel=False,  # fused first, scattered then
             pg_collection=groups.mcore,
             vp_stage=vp_stage,
         )
@@ -96,15 +98,49 @@ class GLMV(MegatronModule):
         """megatron-core's schedules hand over the previous stage's output here."""
         self.language.set_input_tensor(input_tensor)
 
-    def embed(self, input_ids: torch.Tensor, visual: VisualInput | None) -> torch.Tensor:
-        """[B, T] -> fused embeddings [T, B, H], whole on every tensor-parallel rank."""
+    @property
+    def encoder_gradients_partial(self) -> bool:
+        """Whether a tensor-parallel rank has only part of the encoder's gradients: of the frames it encoded, or of the
+        placeholders among its tokens. Otherwise all of these ranks have the same, whole."""
+        return bool(self.tp_group.size() > 1 and (self.encoder_data or self.config.sequence_parallel))
+
+    def embed(
+        self, input_ids: torch.Tensor, visual: VisualInput | None, split: ContextSplit | None = None
+    ) -> torch.Tensor:
+        """[B, T/R] -> fused embeddings [T/R/P, B, H]."""
         embeddings = self.language.embedding(input_ids=input_ids, position_ids=None)
         if visual is None:
             return embeddings  # type: ignore[no-any-return]
+        tokens = input_ids.shape[1] * (1 if split is None else split.size)
+        features, rows = self._visual_features(visual, tokens, split)
+        return fuse(embeddings, features, rows)
+
+    def _visual_features(
+        self, visual: VisualInput, tokens: int, split: ContextSplit | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features [m, H] of the placeholders among the tokens that this rank embeds, and their rows there [m]."""
         assert self.vision is not None
-        group = self.tp_group if self.encoder_data else None
-        features = encode(self.vision, visual.pixel_values, visual.frames(), group)
-        return fuse(embeddings, features, visual.positions)
+        frames, positions = visual.frames(), visual.positions.cpu()
+        made = sum(height * width for height, width in frames) // self.vision.vision.merge**2
+        if made != len(positions):
+            raise ValueError(f"{len(positions)} placeholders in the batch, but grids of {made} visual tokens")
+        tensor, rank = self.tp_group.size(), self.tp_cp_group.rank()
+        lands = landing(positions, tokens, split, tensor, self.config.sequence_parallel)
+        if self.config.sequence_parallel:
+            askers = [rank]
+        else:
+            first = rank - rank % tensor
+            askers = list(range(first, first + tensor))
+        wanted = [(lands.wanted_by == asker).nonzero().flatten() for asker in askers]
+        index = torch.cat(wanted)
+        if self.encoder_data:
+            features, which = encode_spread(self.vision, visual.pixel_values, frames, lands.wanted_by, self.tp_cp_group)
+            features = features.index_select(0, which.argsort())
+            features = gather_ragged(features, [len(w) for w in wanted], self.tp_group) if len(askers) > 1 else features
+        else:
+            features = encode(self.vision, visual.pixel_values, frames)
+            features = features.index_select(0, index.to(features.device))
+        return features, lands.rows[index].to(features.device)
 
     def forward(
         self,
@@ -118,16 +154,17 @@ class GLMV(MegatronModule):
         padding_mask: torch.Tensor | None = None,
         embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Token losses [B, T] with `labels` [B, T], else logits [B, T, W]; hidden states [T, B, H] before the last
-        chunk.
+        """Token losses [B, T/R] with `labels` [B, T/R], else logits [B, T/R, W]; hidden states [T/R/P, B, H] before
+        the last chunk.
 
-        position_ids [3, B, T]; padding_mask [R, T]: the routing mask of model/router.py. In training `visual` is always
-        given, empty or not, so that the encoder takes part in every backward pass; `embeddings` [T, B, H] replaces what
-        `embed` would compute.
+        input_ids [B, T/R]; position_ids [3, B, T/R]; padding_mask [K, T/R]: the routing mask of model/router.py. In
+        training `visual` is always given, empty or not, so that the encoder takes part in every backward pass;
+        `embeddings` [T/R, B, H] replaces what `embed` would compute.
         """
         if self.pre_process:
-            embeddings = self.embed(input_ids, visual) if embeddings is None else embeddings
-            if self.config.sequence_parallel:
+            if embeddings is None:
+                embeddings = self.embed(input_ids, visual, getattr(packed_seq_params, "split", None))
+            elif self.config.sequence_parallel:
                 embeddings = tensor_parallel.scatter_to_sequence_parallel_region(embeddings, group=self.tp_group)
         if padding_mask is not None and self.config.sequence_parallel:
             padding_mask = padding_mask.chunk(self.tp_group.size(), dim=1)[self.tp_group.rank()]

@@ -11,7 +11,7 @@ from typing import Any
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
 from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec_for_backend
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_glmv.config.schema import PrecisionConfig, TextConfig
-from megatron_glmv.model.attention import CoreAttention
+from megatron_glmv.model.attention import CoreAttention, PackedSelfAttention
 from megatron_glmv.model.norm import RMSNorm
 from megatron_glmv.model.router import BalancedRouter
 from megatron_glmv.model.sandwich import SandwichLayer
@@ -67,7 +67,7 @@ def provider(name: str) -> BackendSpecProvider:
 def _attention_spec(backend: Any, mask: AttnMaskType) -> ModuleSpec:
     fused = backend.fuse_layernorm_and_linear()
     return ModuleSpec(
-        module=SelfAttention,
+        module=PackedSelfAttention,
         params={"attn_mask_type": mask},
         submodules=SelfAttentionSubmodules(
             linear_qkv=backend.column_parallel_layer_norm_linear() if fused else backend.column_parallel_linear(),

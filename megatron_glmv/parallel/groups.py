@@ -34,8 +34,22 @@ class Groups:
         return self.mcore.tp
 
     @property
+    def cp(self) -> Any:
+        return self.mcore.cp
+
+    @property
+    def tp_cp(self) -> Any:
+        """Tensor parallel x context parallel, tensor ranks fastest: the ranks that hold parts of one pack."""
+        return self.mcore.tp_cp
+
+    @property
     def pp(self) -> Any:
         return self.mcore.pp
+
+    @property
+    def dp(self) -> Any:
+        """Data parallel alone: the ranks with different packs."""
+        return self.mcore.dp
 
     @property
     def dp_cp(self) -> Any:

@@ -1,12 +1,14 @@
 """Batches for every rank of a model replica, read and decoded once.
 
 The first rank of a replica (tensor rank 0 of the first stage) owns the loader and sends what it made to the others:
-tokens and geometry to all, pixels only to the first stage, which has the encoder.
+tokens and geometry to all, pixels only to the first stage, which has the encoder. Everyone gets whole packs; which
+tokens of them a context-parallel rank computes is decided where they are used (train/step.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any, Protocol
 
 import torch
@@ -51,15 +53,20 @@ class Feed:
         return [self._share(batch) for batch in made]
 
     def _share(self, batch: PackedBatch | None) -> PackedBatch:
-        text = {name: getattr(batch, name) for name in TEXT_FIELDS} if batch is not None else None
+        text = None
+        if batch is not None:
+            keys = json.dumps(batch.sample_ids).encode()
+            text = {name: getattr(batch, name) for name in TEXT_FIELDS}
+            text["sample_ids"] = torch.frombuffer(bytearray(keys), dtype=torch.uint8)
         text = broadcast_tensors(text, self.source, self.groups.model, self.device)
+        sample_ids = tuple(json.loads(bytes(text.pop("sample_ids").tolist())))
         pixels: dict[str, Any] | None = {"pixel_values": batch.pixel_values} if batch is not None else None
         if self.groups.first_stage:
-            pixels = broadcast_tensors(pixels, self.source, self.groups.tp, self.device)
+            pixels = broadcast_tensors(pixels, self.source, self.groups.tp_cp, self.device)
         else:
             pixels = {"pixel_values": torch.empty(0, 0, dtype=torch.uint8)}
         tensors: dict[str, Any] = {**text, **pixels}
-        return PackedBatch(**tensors, sample_ids=()) if batch is None else dataclasses.replace(batch, **tensors)
+        return PackedBatch(**tensors, sample_ids=sample_ids) if batch is None else dataclasses.replace(batch, **tensors)
 
     def state_dict(self) -> Json:
         """The loader's position, on every rank of the replica that owns data-parallel index 0 and wherever a loader

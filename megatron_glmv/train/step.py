@@ -1,13 +1,13 @@
 """One optimizer step: micro-batches through megatron-core's schedule, one global weight, one update.
 
-Shapes: T tokens of a pack.
+Shapes: T tokens of a pack, R context-parallel ranks.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_glmv.data.patches import normalise
 from megatron_glmv.data.types import PackedBatch
 from megatron_glmv.model.glmv import VisualInput
-from megatron_glmv.model.packed import packed_segments
+from megatron_glmv.model.packed import PackedSegments, packed_segments
 from megatron_glmv.model.router import routing_mask, samples_in, segment_of_token, set_balance_scale
 from megatron_glmv.model.vision import VisionEncoder
 from megatron_glmv.parallel.groups import Groups, device_sum
@@ -53,64 +53,111 @@ def unwrap(chunk: Any) -> Any:
     return chunk
 
 
-def model_inputs(batch: PackedBatch, device: torch.device, encoder: VisionEncoder | None) -> dict[str, Any]:
+Context = tuple[int, int]
+"""Index of this context-parallel rank, and their number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPart(PackedBatch):
+    """A micro-batch with the tokens of this context-parallel rank only: [T] fields of the batch are [T / R] here.
+    Geometry (cu_seqlens, grids, visual positions) and pixels are those of the whole pack."""
+
+    tokens: torch.Tensor
+    """[T / R] int64: where these tokens are in the pack."""
+    segments: torch.Tensor
+    """[T / R] int64: the segment of each."""
+
+
+Reduce = Callable[[BatchPart, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""(this rank's tokens, their losses [T / R]) -> the micro-batch's loss sum, and what the schedule collects of it."""
+
+
+def context_part(batch: PackedBatch, geometry: PackedSegments) -> BatchPart:
+    """Each token keeps its rotary positions within its sample."""
+    split = geometry.split
+    whole = {field.name: getattr(batch, field.name) for field in fields(PackedBatch)}
+    of_tokens = ("input_ids", "labels", "loss_weights", "position_ids", "padding")
+    return BatchPart(
+        **(whole | {name: split.take(whole[name]) for name in of_tokens}),
+        tokens=split.mine,
+        segments=split.take(segment_of_token(batch.cu_seqlens)),
+    )
+
+
+def model_inputs(
+    batch: PackedBatch, device: torch.device, encoder: VisionEncoder | None, context: Context = (0, 1)
+) -> dict[str, Any]:
     """A pack as the arguments of GLMV.forward, on the device, pixels normalised there; none without an encoder."""
+    geometry = packed_segments(batch.cu_seqlens.to(device), context)
+    part = context_part(batch, geometry)
     visual = None
     if encoder is not None:
         visual = VisualInput(
             pixel_values=normalise(batch.pixel_values.to(device), encoder.vision),
             grids=batch.grids,
-            positions=batch.visual_positions.to(device),
+            positions=batch.visual_positions,
         )
     return {
-        "input_ids": batch.input_ids.to(device)[None],
-        "position_ids": batch.position_ids.to(device)[:, None],
-        "labels": batch.labels.to(device)[None],
+        "input_ids": part.input_ids.to(device)[None],
+        "position_ids": part.position_ids.to(device)[:, None],
+        "labels": part.labels.to(device)[None],
         "visual": visual,
-        "packed_seq_params": packed_segments(batch.cu_seqlens.to(device)),
-        "padding_mask": routing_mask(batch.padding, segment_of_token(batch.cu_seqlens), len(batch.cu_seqlens) - 1).to(
-            device
-        ),
+        "packed_seq_params": geometry,
+        "padding_mask": routing_mask(part.padding, part.segments, len(batch.cu_seqlens) - 1).to(device),
     }
 
 
 def forward_micro_batch(
-    reduce: Callable[[PackedBatch, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-    device: torch.device,
-    batches: Iterator[PackedBatch],
-    model: Any,
+    reduce: Reduce, device: torch.device, context: Context, batches: Iterator[PackedBatch], model: Any
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
-    """The forward function that megatron-core's schedules call. `reduce(batch, losses [T])` gives the micro-batch's
-    loss sum and what the schedule collects of it."""
+    """The forward function that megatron-core's schedules call."""
     batch = next(batches)
-    inputs = model_inputs(batch, device, unwrap(model).vision)
+    inputs = model_inputs(batch, device, unwrap(model).vision, context)
+    geometry = inputs["packed_seq_params"]
     output = model(inputs.pop("input_ids"), inputs.pop("position_ids"), **inputs)
 
     def loss_function(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        total, collected = reduce(batch, losses[0])
+        total, collected = reduce(context_part(batch, geometry), losses[0])
         return total, torch.zeros((), dtype=torch.int, device=losses.device), collected
 
     return output, loss_function
 
 
-def loss_and_report(batch: PackedBatch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_and_report(batch: BatchPart, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     total = weighted_sum(losses, batch.loss_weights.to(losses.device))
     return total, total.detach().double()
 
 
-def reduce_encoder_gradients(chunks: list[Any], group: Any) -> None:
-    """Under encoder data parallelism a tensor rank has the encoder's gradient of its own images only: sum them."""
+REDUCED_AT_ONCE = 1 << 25
+"""Elements (128 MiB in fp32)."""
+
+
+def reduce_encoder_gradients(chunks: list[Any], tensor_group: Any) -> None:
+    """Sums the encoder's gradients over the tensor-parallel ranks, where each has a part of them.
+
+    The factor. A visual token is fused on exactly one rank of tensor x context (under sequence parallelism), so its
+    gradient reaches the encoder of exactly one rank: of the one that encoded its frame, or, replicated, of the one that
+    fused it. The gradient of a pack is therefore the plain sum over tensor x context. The data-parallel reduction sums
+    over data x context already (parameters that are not sharded belong to that group, and nothing is averaged where
+    losses are normalised by tokens), so what is left is the sum over tensor ranks, factor 1. With the encoder
+    replicated and no sequence parallelism every tensor rank fuses all tokens and has the whole sum: nothing is left.
+    """
     gradients = [
         parameter.main_grad
         for chunk in chunks
-        if unwrap(chunk).vision is not None and unwrap(chunk).encoder_data
+        if unwrap(chunk).vision is not None and unwrap(chunk).encoder_gradients_partial
         for parameter in unwrap(chunk).vision.parameters()
         if parameter.requires_grad
     ]
-    if gradients:
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat, group=group)
-        for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+    while gradients:
+        together: list[torch.Tensor] = []
+        elements = 0
+        while gradients and (not together or elements + gradients[0].numel() <= REDUCED_AT_ONCE):
+            elements += gradients[0].numel()
+            together.append(gradients.pop(0))
+        flat = torch.cat([gradient.flatten() for gradient in together])
+        dist.all_reduce(flat, group=tensor_group)
+        for gradient, part in zip(together, torch.split(flat, [g.numel() for g in together]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
 
@@ -144,10 +191,12 @@ class Trainer:
         for chunk in chunks:
             chunk.scale_gradients(1.0 / self._weight)
 
-    def forward_backward(self, batches: list[PackedBatch], reduce: Any, *, forward_only: bool) -> list[Any]:
+    def forward_backward(self, batches: list[PackedBatch], reduce: Reduce, *, forward_only: bool) -> list[Any]:
         """Runs the micro-batches; returns what `reduce` collected, on the last pipeline stage."""
         return self._schedule(  # type: ignore[no-any-return]
-            forward_step_func=partial(forward_micro_batch, reduce, self.device),
+            forward_step_func=partial(
+                forward_micro_batch, reduce, self.device, (self.groups.cp.rank(), self.groups.cp.size())
+            ),
             data_iterator=[iter(batches) for _ in self.chunks] if len(self.chunks) > 1 else iter(batches),
             model=self.chunks,
             num_microbatches=len(batches),
@@ -164,7 +213,7 @@ class Trainer:
             sum(int((~batch.padding).sum()) for batch in batches),
             sum(samples_in(batch.padding, batch.cu_seqlens) for batch in batches),
         ]
-        weight, tokens, samples = device_sum(counts, self.groups.dp_cp, self.device)
+        weight, tokens, samples = device_sum(counts, self.groups.dp, self.device)  # batches are whole packs everywhere
         self._weight = max(weight, 1e-12)
         set_balance_scale(self.chunks, self._weight / max(samples, 1.0))
         for chunk in self.chunks:

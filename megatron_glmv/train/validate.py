@@ -8,16 +8,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_glmv.data.types import PackedBatch
 from megatron_glmv.train.feed import Feed
 from megatron_glmv.train.losses import by_domain
-from megatron_glmv.train.step import Trainer
-
-
-def token_domains(batch: PackedBatch, segment_domains: torch.Tensor) -> torch.Tensor:
-    """Domain of each token [T] from that of each segment [S]."""
-    lengths = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long()
-    return segment_domains.repeat_interleave(lengths.to(segment_domains.device))
+from megatron_glmv.train.step import BatchPart, Trainer
 
 
 def validation_losses(
@@ -30,11 +23,13 @@ def validation_losses(
     count = len(domains) + 1  # the last one is for padding
     sums = torch.zeros(count, 2, dtype=torch.float64, device=trainer.device)
 
-    def reduce(batch: PackedBatch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        segments = len(batch.cu_seqlens) - 1
-        known = [domain_of(key) for key in batch.sample_ids]
-        index = torch.tensor(known + [count - 1] * (segments - len(known)), device=losses.device)
-        found = by_domain(losses, batch.loss_weights.to(losses.device), token_domains(batch, index), count)
+    def reduce(part: BatchPart, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        segments = len(part.cu_seqlens) - 1
+        known = [domain_of(key) for key in part.sample_ids]
+        domains_of = torch.tensor(known + [count - 1] * (segments - len(known)), device=losses.device)
+        found = by_domain(
+            losses, part.loss_weights.to(losses.device), domains_of[part.segments.to(losses.device)], count
+        )
         return losses.sum(), found
 
     trainer.start_reading_weights()
