@@ -27,6 +27,12 @@ class Pack:
 
     samples: tuple[int, ...]
     lengths: tuple[int, ...]
+    starts: tuple[int, ...] = ()
+    """First token of each that is taken; empty: all from 0. Above 0 in later parts of a document."""
+
+    def items(self) -> list[tuple[int, int, int]]:
+        """(sample, start, length) of each."""
+        return list(zip(self.samples, self.starts or (0,) * len(self.samples), self.lengths, strict=True))
 
 
 class BatchMaker:
@@ -40,7 +46,7 @@ class BatchMaker:
 
     def make(self, pack: Pack) -> tuple[PackedBatch, list[Failure]]:
         """A sample that cannot be read or decoded is a hole of its known length, and a Failure."""
-        prepared = [self._prepare(i, length) for i, length in zip(pack.samples, pack.lengths, strict=True)]
+        prepared = [self._prepare(*item) for item in pack.items()]
         return self._finish(pack, self._decode(prepared))
 
     def make_one_by_one(
@@ -49,12 +55,12 @@ class BatchMaker:
         """The same batch, each sample by itself and named before it is touched, so that one that kills or hangs the
         process is known. `condemned` maps places in the pack to reasons: those become holes untouched."""
         done: list[Sample] = []
-        for place, (i, length) in enumerate(zip(pack.samples, pack.lengths, strict=True)):
+        for place, item in enumerate(pack.items()):
             if place in condemned:
-                done.append(self._without_pixels(i, length).failed(condemned[place], self.patch_values))
+                done.append(self._without_pixels(*item).failed(condemned[place], self.patch_values))
                 continue
             announce(place)
-            done += self._decode([self._prepare(i, length)])
+            done += self._decode([self._prepare(*item)])
         return self._finish(pack, done)
 
     def _finish(self, pack: Pack, samples: Sequence[Sample]) -> tuple[PackedBatch, list[Failure]]:
@@ -65,23 +71,24 @@ class BatchMaker:
         ]
         return collate(samples, self.budget, self.layouts.tokenizer.pad, self.patch_values), failures
 
-    def _without_pixels(self, i: int, length: int) -> Sample:
-        """The sample before its media are read, cut to the tokens it may take."""
+    def _without_pixels(self, i: int, start: int, length: int) -> Sample:
+        """The sample before its media are read, or the part of it that is taken."""
         try:
-            layout = self.layouts(i).truncated(length)
+            layout = self.layouts(i).part(start, length)
         except SampleError as error:
             return hole(error.key, length, self.layouts.tokenizer.pad, error.reason)
         return Sample(self.layouts.dataset.entry(i).key, layout)
 
-    def _prepare(self, i: int, length: int) -> tuple[Sample, list[Item]]:
-        sample = self._without_pixels(i, length)
+    def _prepare(self, i: int, start: int, length: int) -> tuple[Sample, list[Item]]:
+        sample = self._without_pixels(i, start, length)
         if sample.failure:
             return sample, []
-        entry = self.layouts.dataset.entry(i)
+        entry, first = self.layouts.dataset.entry(i), sample.layout.first_medium
+        here = entry.media[first : first + len(sample.layout.plans)]
         try:
             media = [
                 (plan, facts, self.layouts.dataset.member(i, facts.member))
-                for plan, facts in zip(sample.layout.plans, entry.media, strict=True)
+                for plan, facts in zip(sample.layout.plans, here, strict=True)
             ]
         except SampleError as error:
             return sample.failed(error.reason, self.patch_values), []

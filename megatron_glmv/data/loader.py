@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from megatron_glmv.config.schema import DataConfig, VisionConfig
 from megatron_glmv.data.balance import assign
 from megatron_glmv.data.batches import BatchMaker, Failure, Pack
 from megatron_glmv.data.cost import Cost
+from megatron_glmv.data.documents import Part, split
 from megatron_glmv.data.errors import DataError
 from megatron_glmv.data.index import ShardDataset
 from megatron_glmv.data.lengths import Layouts, measure
@@ -66,18 +68,30 @@ class PackLoader:
         layouts = Layouts(dataset, tokenizer, data, vision)
         lengths = measure(layouts)
         kept = fit(lengths.tokens, lengths.media > 0, data.pack_tokens)
-        self.unusable, self.too_long, self.truncated = len(lengths.errors), len(kept.dropped), kept.truncated
+        parts = split(layouts, kept.dropped.tolist(), data.pack_tokens)
+        documents = {part.sample for part in parts}
+        self.unusable, self.too_long, self.truncated = (
+            len(lengths.errors),
+            len(kept.dropped) - len(documents),
+            kept.truncated,
+        )
         """Samples left out because they are broken, left out because no pack holds them, and cut at the end."""
-        self.usable = len(kept.samples)
-        self._length = np.minimum(lengths.tokens, data.pack_tokens)
+        self.split = len(documents)
+        """Documents that are several samples: their parts are numbered behind the samples of the data set."""
+        self.usable = len(kept.samples) + self.split
+        self._parts = parts
+        self._length = np.append(np.minimum(lengths.tokens, data.pack_tokens), _column(parts, "length"))
+        samples = np.append(kept.samples, len(dataset) + np.arange(len(parts)))
         mixture = None
         if data.mixture:
-            mixture = build(data, [dataset.entry(int(i)).domain or "other" for i in kept.samples], seed)
-        self._order = PackOrder(kept.samples, kept.lengths, data.pack_tokens, data.pack_window, seed, mixture)
+            mixture = build(data, [dataset.entry(self._source(int(i))).domain or "other" for i in samples], seed)
+        self._order = PackOrder(samples, self._length[samples], data.pack_tokens, data.pack_window, seed, mixture)
         self._work = None
         """Cost of each sample; None deals packs out in turn."""
         if cost is not None and dp_size > 1:
-            self._work = cost.samples(self._length, lengths.patches, lengths.pictures)
+            patches = np.append(lengths.patches, _column(parts, "patches"))
+            pictures = np.append(lengths.pictures, _column(parts, "pictures"))
+            self._work = cost.samples(self._length, patches, pictures)
         self._shares: dict[int, list[int]] = {}
         """First pack of a step -> this replica's packs of it."""
         self._record([Failure(*self._name(i), reason) for i, reason in lengths.errors.items()])
@@ -105,10 +119,13 @@ class PackLoader:
         return batches
 
     def step_ids(self, step: int) -> list[str]:
-        """Keys of all samples of the global batch of a step, pack by pack, failed ones too."""
+        """Keys of all samples of the global batch of a step, pack by pack, failed ones too.
+
+        A part of a document is `key#start`, by the token it begins at.
+        """
         first = self._first_pack(step)
         numbers = range(first, first + self.global_batch)
-        return [self._name(i)[0] for number in numbers for i in self._order.pack(number)]
+        return [self._ident(i) for number in numbers for i in self._order.pack(number)]
 
     def seek(self, step: int) -> None:
         """Continue with another step of the same run."""
@@ -161,7 +178,16 @@ class PackLoader:
 
     def _pack(self, number: int) -> Pack:
         samples = self._order.pack(number)
-        return Pack(samples, tuple(int(self._length[i]) for i in samples))
+        whole = len(self.dataset)
+        return Pack(
+            tuple(self._source(i) for i in samples),
+            tuple(int(self._length[i]) for i in samples),
+            tuple(0 if i < whole else self._parts[i - whole].start for i in samples),
+        )
+
+    def _source(self, i: int) -> int:
+        """The sample of the data set that sample or part `i` is of."""
+        return i if i < len(self.dataset) else self._parts[i - len(self.dataset)].sample
 
     def _batch(self, number: int) -> PackedBatch:
         if self._pool is not None:
@@ -183,6 +209,11 @@ class PackLoader:
             share = f"data.quarantine_budget={self.data.quarantine_budget:g} allows {allowed:.0f}"
             raise DataError(self.run_dir / LEDGER, f"{bad} of {seen} samples {what}; {share}")
 
+    def _ident(self, i: int) -> str:
+        """The key, for a part of a document with the token it begins at."""
+        key, _ = self._name(self._source(i))
+        return key if i < len(self.dataset) else f"{key}#{self._parts[i - len(self.dataset)].start}"
+
     def _name(self, i: int) -> tuple[str, str]:
         entry = self.dataset.entry(i)
         return entry.key, entry.shard
@@ -195,3 +226,7 @@ class PackLoader:
             ledger = Quarantine(self.run_dir, self.data.quarantine_budget)
             for failure in failures:
                 ledger.add(failure.key, failure.shard, failure.reason)
+
+
+def _column(parts: Sequence[Part], name: str) -> NDArray[np.int64]:
+    return np.array([getattr(part, name) for part in parts], dtype=np.int64)

@@ -152,7 +152,7 @@ class WorkerPool:
     def _request(self, worker: int, number: int) -> None:
         task = self._tasks[worker][number]
         request: Json = {"task": number, "samples": task.pack.samples, "lengths": task.pack.lengths}
-        request |= {"careful": task.careful, "condemned": task.condemned}
+        request |= {"starts": task.pack.starts, "careful": task.careful, "condemned": task.condemned}
         with suppress(Closed, TimeoutError):  # found, and the request repeated, when its result is waited for
             send(self._processes[worker].channel, request)
 

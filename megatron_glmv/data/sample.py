@@ -34,6 +34,10 @@ class SampleLayout:
     """[M]: index of each placeholder, in the order of the patches."""
     plans: tuple[MediaPlan, ...]
     """[G] in order of appearance."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """[G]: (first, behind the last) token of each medium with its markup."""
+    first_medium: int = 0
+    """Number of the first of them among the media of the conversation; above 0 in a later part of it."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -42,19 +46,51 @@ class SampleLayout:
     def patches(self) -> int:
         return sum(plan.grid.patches for plan in self.plans)
 
-    def truncated(self, length: int) -> SampleLayout:
-        """The first `length` tokens of a sample of text alone. Raises ValueError where it has media."""
-        if length >= len(self):
+    def inside_media(self) -> NDArray[np.bool_]:
+        """[L]: a cut in front of this token would part a medium: its placeholders, its markup, a video's times."""
+        inside = np.zeros(len(self), dtype=np.bool_)
+        for start, end in self.spans:
+            inside[start + 1 : end] = True
+        return inside
+
+    def part(self, start: int, length: int) -> SampleLayout:
+        """`length` tokens from `start` as a sample of its own, positions from 0; a label may be the next part's first
+        token. Raises ValueError where a cut falls inside a medium."""
+        end = min(start + length, len(self))
+        if start == 0 and end == len(self):
             return self
-        if self.plans:
-            raise ValueError("a sample with media is not truncated: the cut could fall inside an image")
+        cuts = [cut for cut in (start, end) if cut < len(self)]
+        if self.plans and self.inside_media()[cuts].any():
+            raise ValueError(f"a cut at token {start} or {end} falls inside an image or a video")
+        here = [n for n, (first, _) in enumerate(self.spans) if start <= first < end]
+        visual = self.visual_positions[(self.visual_positions >= start) & (self.visual_positions < end)]
         return replace(
             self,
-            input_ids=self.input_ids[:length],
-            labels=self.labels[:length],
-            loss_weights=self.loss_weights[:length],
-            position_ids=self.position_ids[:, :length],
+            input_ids=self.input_ids[start:end],
+            labels=self.labels[start:end],
+            loss_weights=self.loss_weights[start:end],
+            position_ids=self.position_ids[:, start:end] - self.position_ids[:, start : start + 1],
+            visual_positions=visual - start,
+            plans=tuple(self.plans[n] for n in here),
+            spans=tuple((self.spans[n][0] - start, self.spans[n][1] - start) for n in here),
+            first_medium=self.first_medium + (here[0] if here else 0),
         )
+
+    def parts(self, budget: int) -> list[tuple[int, int]]:
+        """(start, length) of parts of at most `budget` tokens, each as long as a cut outside media allows; none
+        where a medium alone is longer. Parts without a trained token are left out."""
+        allowed = np.append(~self.inside_media(), True)
+        found, start = [], 0
+        while start < len(self):
+            end = min(start + budget, len(self))
+            while not allowed[end]:
+                end -= 1
+            if end <= start:
+                return []
+            if self.loss_weights[start:end].any():
+                found.append((start, end - start))
+            start = end
+        return found
 
 
 def lay_out(
@@ -112,10 +148,13 @@ def _assemble(
     ids: list[int] = []
     trained: list[bool] = []
     pictures: list[Picture] = []
+    media: list[tuple[int, int]] = []
     remaining = iter(plans)
     for piece in pieces:
         if isinstance(piece, Media):
+            first = len(ids)
             _add_medium(next(remaining), tokenizer, merge, ids, pictures)
+            media.append((first, len(ids)))
             trained += [False] * (len(ids) - len(trained))
         else:
             new = tokenizer.encode(piece.text) if isinstance(piece, Text) else [tokenizer.special(piece.name)]
@@ -136,6 +175,7 @@ def _assemble(
         position_ids=mrope_positions(length, pictures),
         visual_positions=np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64),
         plans=tuple(plans),
+        spans=tuple(media),
     )
 
 

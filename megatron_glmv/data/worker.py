@@ -57,7 +57,7 @@ def main(channel: int, lifeline: int) -> None:
 
 
 def _answer(parent: socket.socket, maker: BatchMaker, request: Json) -> None:
-    pack = Pack(tuple(request["samples"]), tuple(request["lengths"]))
+    pack = Pack(tuple(request["samples"]), tuple(request["lengths"]), tuple(request["starts"]))
     if request["careful"]:
         condemned = {int(place): reason for place, reason in request["condemned"].items()}
         batch, failures = maker.make_one_by_one(

@@ -20,13 +20,14 @@ from data.small_set import TRUNCATED, UNREADABLE, VISION, data_config
 
 from megatron_glmv.data.batches import BatchMaker, Pack
 from megatron_glmv.data.errors import DataError
-from megatron_glmv.data.index import ShardDataset
+from megatron_glmv.data.index import ShardDataset, build_index
 from megatron_glmv.data.lengths import Layouts, measure
 from megatron_glmv.data.loader import PackLoader
 from megatron_glmv.data.packing import ALIGN
 from megatron_glmv.data.pool import WorkerPool
 from megatron_glmv.data.quarantine import read_ledger
-from megatron_glmv.data.tokenizer import Tokenizer
+from megatron_glmv.data.shards import ShardWriter
+from megatron_glmv.data.tokenizer import Tokenizer, train_tokenizer
 from megatron_glmv.data.types import PackedBatch
 
 
@@ -233,6 +234,52 @@ def test_long_text_is_cut_and_long_media_left_out(demo: Demo) -> None:
         demo.loader(global_batch=3, rank=0, size=2)
 
 
+def test_a_long_document_is_several_samples_and_each_medium_is_decoded_once_an_epoch(tmp_path: Path) -> None:
+    """Three images and text, 200 tokens in packs of 64; the same through decoder processes and after a resume."""
+    media = {f"{n}.png": small_set.png(n) for n in range(3)}
+    content: list[dict[str, str]] = []
+    for name in media:
+        content += [{"type": "text", "text": "What colour? red green blue " * 8}, {"type": "image", "image": name}]
+    page = {"id": "page", "messages": [{"role": "document", "content": content}], "domain": "page"}
+    chat = {"id": "chat", "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "red"}]}
+    with ShardWriter(tmp_path / "shards") as writer:
+        writer.add("page", page, media)
+        writer.add("chat", chat, media)
+    build_index(tmp_path / "shards")
+    train_tokenizer(["What colour? red green blue"] * 9, tmp_path / "tokenizer", 320)
+    small = Demo(tmp_path, ShardDataset(tmp_path / "shards"), Tokenizer.load(tmp_path / "tokenizer"))
+    whole = small.layouts()(small.dataset.find("page"))
+    options: dict[str, Any] = {"pack_tokens": 64, "pack_window": 4, "global_batch": 1}
+    with small.loader(**options) as inline, small.loader(workers=1, **options) as spread:
+        assert (inline.split, inline.too_long, inline.usable) == (1, 1, 1), "the chat is left out, not split"
+        spans = whole.parts(64)
+        assert len(spans) > 3
+        lengths = {f"page#{start}": (start, length) for start, length in spans}
+        found: dict[str, torch.Tensor] = {}
+        steps = 0
+        while len(found) < len(spans):
+            names = inline.step_ids(steps)
+            (batch,), (other,) = inline.next_step(), spread.next_step()
+            assert same(batch, other)
+            assert not batch.failed
+            steps, at = steps + 1, 0
+            for name, begin in zip(names, batch.cu_seqlens.tolist(), strict=False):
+                start, length = lengths[name]
+                piece = whole.part(start, length)
+                assert batch.input_ids[begin : begin + length].tolist() == piece.input_ids.tolist()
+                found[name] = batch.pixel_values[at : at + piece.patches]
+                at += piece.patches
+            assert at == len(batch.pixel_values)
+        state = json.loads(json.dumps(inline.state_dict()))
+        following = inline.step_ids(steps)
+    pixels = [found[name] for name in lengths]
+    alone, _ = BatchMaker(small.layouts()).make(by_key(small.dataset, "page"))
+    assert torch.equal(torch.cat(pixels), alone.pixel_values)
+    with small.loader(**options) as resumed:
+        resumed.load_state_dict(state)
+        assert resumed.step_ids(steps) == following
+
+
 def test_a_killed_decoder_process_is_replaced_and_the_batches_stay_the_same(demo: Demo) -> None:
     with demo.loader(global_batch=1) as inline:
         expected = [inline.next_step()[0] for _ in range(6)]
@@ -364,7 +411,7 @@ def test_making_a_pack_costs_little_beside_decoding(demo: Demo) -> None:
     best = float("inf")
     for _ in range(5):
         start = time.process_time()
-        prepared = [maker._prepare(i, length) for i, length in zip(pack.samples, pack.lengths, strict=True)]
+        prepared = [maker._prepare(*item) for item in pack.items()]
         middle = time.process_time()
         samples = maker._decode(prepared)
         decoded = time.process_time()

@@ -98,12 +98,54 @@ def test_a_conversation_without_an_answer_is_a_sample_error(tokenizer: Tokenizer
         lay_out({"id": "q", "messages": [{"role": "user", "content": "Same?"}]}, [], tokenizer, "glm45v")
 
 
-def test_text_is_truncated_and_media_never(tokenizer: Tokenizer) -> None:
+def test_text_is_cut_anywhere_and_media_never(tokenizer: Tokenizer) -> None:
     text = {"messages": [{"role": "user", "content": "Same? " * 30}, {"role": "assistant", "content": "yes"}]}
     layout = lay_out(text, [], tokenizer, "glm45v")
-    short = layout.truncated(20)
+    short = layout.part(0, 20)
     assert len(short) == 20
     assert (short.input_ids == layout.input_ids[:20]).all()
     assert short.position_ids.shape == (3, 20)
-    with pytest.raises(ValueError, match="truncated"):
-        lay_out(MIXED, [PICTURE, FILM], tokenizer, "glm45v").truncated(20)
+    with pytest.raises(ValueError, match="inside an image"):
+        lay_out(MIXED, [PICTURE, FILM], tokenizer, "glm45v").part(0, 20)
+
+
+PAGE: dict[str, Any] = {
+    "id": "page",
+    "messages": [
+        {
+            "role": "document",
+            "content": [
+                {"type": "text", "text": "Same? yes " * 6},
+                {"type": "image", "image": "0.png"},
+                {"type": "text", "text": "no no " * 9},
+                {"type": "video", "video": "1.webm"},
+                {"type": "image", "image": "0.png"},
+                {"type": "text", "text": "yes."},
+            ],
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("budget", [24, 32, 33, 40, 64, 500])
+def test_a_document_is_split_between_its_media_and_loses_nothing(tokenizer: Tokenizer, budget: int) -> None:
+    whole = lay_out(PAGE, [PICTURE, FILM, PICTURE], tokenizer, "glm45v")
+    spans = whole.parts(budget)
+    pieces = [whole.part(start, length) for start, length in spans]
+    assert max(length for _, length in spans) <= budget
+    assert (len(pieces) == 1) == (budget >= len(whole))
+    for name in ("input_ids", "labels", "loss_weights"):
+        joined = np.concatenate([getattr(piece, name) for piece in pieces])
+        assert (joined == getattr(whole, name)).all(), name
+    assert [p for piece in pieces for p in piece.plans] == list(whole.plans)
+    assert next(piece.first_medium for piece in pieces if piece.plans) == 0
+    placeholder = tokenizer.special("<|image|>")
+    for piece, (start, _) in zip(pieces, spans, strict=True):
+        assert (piece.position_ids[:, 0] == 0).all()
+        assert (piece.input_ids[piece.visual_positions] == placeholder).all()
+        assert len(piece.visual_positions) == (piece.input_ids == placeholder).sum()
+        assert len(piece.visual_positions) * 4 == piece.patches
+        assert [whole.plans[piece.first_medium + n] for n in range(len(piece.plans))] == list(piece.plans)
+        shifted = whole.position_ids[:, start : start + len(piece)] - whole.position_ids[:, start : start + 1]
+        assert (piece.position_ids == shifted).all()
+    assert whole.parts(16) == [], "the film alone is longer"
