@@ -132,7 +132,7 @@ REDUCED_AT_ONCE = 1 << 25
 """Elements (128 MiB in fp32)."""
 
 
-def reduce_encoder_gradients(chunks: list[Any], tensor_group: Any) -> None:
+def reduce_encoder_gradients(chunks: list[Any], group: Any) -> None:
     """Sums the encoder's gradients over the tensor-parallel ranks, where each has a part of them.
 
     The factor. A visual token is fused on exactly one rank of tensor x context (under sequence parallelism), so its
@@ -156,7 +156,7 @@ def reduce_encoder_gradients(chunks: list[Any], tensor_group: Any) -> None:
             elements += gradients[0].numel()
             together.append(gradients.pop(0))
         flat = torch.cat([gradient.flatten() for gradient in together])
-        dist.all_reduce(flat, group=tensor_group)
+        dist.all_reduce(flat, group=group)
         for gradient, part in zip(together, torch.split(flat, [g.numel() for g in together]), strict=True):
             gradient.copy_(part.view_as(gradient))
 

@@ -18,7 +18,7 @@ from megatron.core.transformer.enums import AttnMaskType  # noqa: E402
 from megatron_glmv.model.attention import CoreAttention  # noqa: E402
 from megatron_glmv.model.encoder_dp import assign, frame_cost  # noqa: E402
 from megatron_glmv.model.fusion import fuse  # noqa: E402
-from megatron_glmv.model.packed import packed_segments  # noqa: E402
+from megatron_glmv.model.packed import context_split, packed_segments  # noqa: E402
 from megatron_glmv.model.rope import TextRotary, VisionRotary  # noqa: E402
 from megatron_glmv.model.vision import Downsample, PatchEmbedding, PositionEmbedding, patch_coordinates  # noqa: E402
 
@@ -139,3 +139,14 @@ def test_every_frame_is_encoded_once_and_loads_are_even(ranks: int) -> None:
 
 def test_fewer_frames_than_ranks_leave_ranks_without_work() -> None:
     assert assign([5, 3], 4) == [[0], [1], [], []]
+
+
+def test_context_ranks_hold_mirrored_chunks_of_each_segment() -> None:
+    """By hand: segments of 8 and 4 tokens over 2 ranks are cut into chunks of 2 and 1; rank 0 has the outer ones."""
+    outer, inner = (context_split([8, 4], rank, 2).mine.tolist() for rank in (0, 1))
+    assert outer == [0, 1, 6, 7, 8, 11]
+    assert inner == [2, 3, 4, 5, 9, 10]
+    split = context_split([8, 4], 0, 2)
+    assert split.order[split.places].tolist() == list(range(12))
+    with pytest.raises(ValueError, match="2 x context = 8"):
+        context_split([16, 12], 0, 4)
