@@ -83,7 +83,7 @@ class PackLoader:
         self._length = np.append(np.minimum(lengths.tokens, data.pack_tokens), _column(parts, "length"))
         samples = np.append(kept.samples, len(dataset) + np.arange(len(parts)))
         mixture = None
-        if data.mixture:
+        if data.mixture or data.mixture_schedule or data.max_epochs:
             mixture = build(data, [dataset.entry(self._source(int(i))).domain or "other" for i in samples], seed)
         self._order = PackOrder(samples, self._length[samples], data.pack_tokens, data.pack_window, seed, mixture)
         self._work = None

@@ -92,6 +92,8 @@ def build(data: DataConfig, names: Sequence[str], seed: int) -> Mixture | None:
     """The mixture that `data` describes over the usable samples, whose domains are `names`; None where it has no
     weights. Raises DataError for a domain that the data do not have."""
     if not data.mixture:
+        if data.mixture_schedule or data.max_epochs:
+            raise DataError("data.mixture", "has no weights, but data.mixture_schedule or data.max_epochs is given")
         return None
     phases = {0: data.mixture, **(data.mixture_schedule or {})}
     where = np.array(names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ def make_validation(
     index_by_key = {key: domains.index(domain) for key, domain in domain_by_key.items()}
     loader = None
     if owns_loader(groups):
-        loader = FixedBatches(make_loader(config, groups, data, tokenizer, run_dir, packs))
+        unmixed = replace(config.data, mixture=None, mixture_schedule=None, max_epochs=None)
+        loader = FixedBatches(make_loader(replace(config, data=unmixed), groups, data, tokenizer, run_dir, packs))
     feed = Feed(loader, groups, session.device, packs // size)
     return partial(validation_losses, trainer, feed, 1, domains, index_by_key.__getitem__)

@@ -112,6 +112,7 @@ def test_packs_resume_in_the_middle_of_a_mixture() -> None:
         ({"mixture": {"image": -1.0}}, "not a number from 0 on"),
         ({"mixture": {"image": 0.0}}, "every weight is 0"),
         ({"mixture": {"image": 1.0}, "max_epochs": {"vdeo": 1.0}}, "vdeo"),
+        ({"max_epochs": {"image": 1.0}}, "has no weights"),
     ],
 )
 def test_what_makes_no_mixture_is_refused_by_name(options: dict[str, object], words: str) -> None:
