@@ -11,7 +11,7 @@ from pathlib import Path
 from megatron_glmv.data.errors import DataError
 from megatron_glmv.data.synthetic.demo import make_demo
 
-SAMPLES = 24000
+SAMPLES = 40_000
 
 
 def main(arguments: list[str] | None = None) -> int:

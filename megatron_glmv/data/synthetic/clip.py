@@ -16,15 +16,14 @@ import numpy as np
 
 from megatron_glmv.data.synthetic import canvas
 from megatron_glmv.data.synthetic.canvas import COLOURS, SHAPES, SIDE, Pixels
-from megatron_glmv.data.synthetic.grid import DIRECTIONS, PLACES
+from megatron_glmv.data.synthetic.grid import CORNERS, DIRECTIONS
 from megatron_glmv.data.synthetic.task import pick
 
 FRAMES = 4
 STEP = 14
 """Pixels between two frames: one patch."""
 SIZE = 28
-OFFSET = 0
-ZONES = 2
+"""Pixels along one side of the object. Its middle lies in one quarter of the picture, each equally often."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Clip:
     direction: str
     start: str
     end: str
+    """The quarter of the picture in the first and in the last frame."""
     pixels: Pixels
     """[F, SIDE, SIDE, 3]."""
 
@@ -41,14 +41,18 @@ class Clip:
 def draw(rng: np.random.Generator) -> Clip:
     """Every attribute is drawn alone, all values equally likely."""
     colour, shape, direction = pick(rng, tuple(COLOURS)), pick(rng, SHAPES), pick(rng, tuple(DIRECTIONS))
-    background = canvas.blank()
-    start = rng.integers(SIDE // STEP, size=2) * STEP + OFFSET
+    row, column = (int(at) for at in rng.integers(SIDE // STEP, size=2) * STEP)
+    return film(colour, shape, direction, row, column)
+
+
+def film(colour: str, shape: str, direction: str, row: int, column: int) -> Clip:
+    """The clip whose object has its upper left corner at pixel (row, column) of the first frame."""
     places, frames = [], []
     for moved in range(FRAMES):
-        top, left = (int(at) + moved * STEP * step for at, step in zip(start, DIRECTIONS[direction], strict=True))
-        frame = background.copy()
+        top, left = (at + moved * STEP * step for at, step in zip((row, column), DIRECTIONS[direction], strict=True))
+        frame = canvas.blank()
         canvas.draw_shape(frame, top, left, shape, SIZE, colour)
         frames.append(frame)
-        row, column = ((at + SIZE // 2) % SIDE * ZONES // SIDE for at in (top, left))
-        places.append(PLACES[(row * 3 + column) if ZONES == 3 else (row * 6 + column * 2)])
+        down, right = ((at + SIZE // 2) % SIDE * 2 // SIDE for at in (top, left))
+        places.append(CORNERS[down * 2 + right])
     return Clip(colour, shape, direction, places[0], places[-1], np.stack(frames))

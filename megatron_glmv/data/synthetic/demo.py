@@ -65,7 +65,14 @@ class Summary:
 
 
 def make_demo(
-    out: Path, *, train_images: int, train_videos: int, train_text: int, seed: int = 0, workers: int = 2
+    out: Path,
+    *,
+    train_images: int,
+    train_videos: int,
+    train_text: int,
+    eval_items: int = EVAL_ITEMS,
+    seed: int = 0,
+    workers: int = 2,
 ) -> Summary:
     """Make the demo set in `out`, or find it there: a finished one with the same parameters is kept.
 
@@ -75,7 +82,7 @@ def make_demo(
     """
     out = Path(out)
     counts = {IMAGE: train_images, VIDEO: train_videos, TEXT: train_text}
-    parameters: Json = {"train": counts, "seed": seed, "generator": _source_hash()}
+    parameters: Json = {"train": counts, "eval": eval_items, "seed": seed, "generator": _source_hash()}
     train, val = _plan(counts, seed, TRAIN), _plan({k: -(-n // VAL_DIVISOR) for k, n in counts.items()}, seed, VAL)
     if finished := _finished(out, parameters):
         return finished
@@ -85,7 +92,7 @@ def make_demo(
         pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn"))) if workers else None
         media_bytes = _write_shards(out / TRAIN, _make(pool, train, seed, TRAIN), texts)
         _write_shards(out / VAL, _make(pool, val, seed, VAL), Counter())
-        held_out = [(family, index) for family in FAMILIES for index in range(EVAL_ITEMS)]
+        held_out = [(family, index) for family in FAMILIES for index in range(eval_items)]
         lines = write_eval(out / EVAL, _make(pool, held_out, seed, EVAL))
     for split in (TRAIN, VAL):
         build_index(out / split, workers)

@@ -1,0 +1,71 @@
+"""The main job, end to end, on two cores without a GPU: draws the data, trains a tiny GLM-4.5V, asks it, reports.
+
+Runs the commands that a user would, and prints each of them. The first steps are trained by four processes (tensor 2,
+pipeline 2, expert 2), the rest by two (data 2) that resume from the checkpoint of the four: all-reduce over gloo costs
+most of a step on four ranks of two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+GLMV = str(Path(sys.executable).with_name("glmv"))
+DATA, RUN = Path("data_cache/demo"), Path("runs/demo")
+SAMPLES, STEPS, FOUR_RANKS = 40_000, 1200, 20
+
+
+def run(title: str, command: list[str]) -> None:
+    """Prints and runs `command`; ends this program with its exit code when it fails."""
+    shown = shlex.join(["glmv" if part == GLMV else "python" if part == sys.executable else part for part in command])
+    print(f"\n== {title}\n$ {shown}", flush=True)
+    began = time.monotonic()
+    done = subprocess.run(command, check=False, env={"OMP_NUM_THREADS": "1", **os.environ})
+    if done.returncode:
+        print(f"== {title}: exit code {done.returncode}", file=sys.stderr, flush=True)
+        sys.exit(done.returncode)
+    print(f"== {title}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA, help="demo set; made when it is not there (%(default)s)")
+    parser.add_argument("--run-dir", type=Path, default=RUN, help="continued where it has a checkpoint (%(default)s)")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="training samples to draw (%(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps (%(default)s)")
+    parser.add_argument("--four-ranks", type=int, default=FOUR_RANKS, help="of them on four processes (%(default)s)")
+    parser.add_argument("--limit", type=int, help="questions of each task (default: all, 200)")
+    options = parser.parse_args(arguments)
+    began = time.monotonic()
+    train = [
+        GLMV, "train", "experiment=tiny_pretrain", f"run_dir={options.run_dir}",
+        f"data.path={options.data / 'train'}", f"train.steps={options.steps}",
+    ]  # fmt: skip
+    make = str(Path(__file__).with_name("make_demo_data.py"))
+    ask = [GLMV, "eval", "--ckpt", str(options.run_dir), "--data", str(options.data / "eval" / "eval.jsonl")]
+    limit = ["--limit", str(options.limit)] if options.limit else []
+    run(
+        "the demo set: pictures, clips and text",
+        [sys.executable, make, "--out", str(options.data), "--samples", str(options.samples)],
+    )
+    run(
+        "training on four ranks: tensor 2 x pipeline 2 x expert 2",
+        [*train, "parallel=tp2_pp2_ep2", f"train.stop_step={options.four_ranks}"],
+    )
+    run("training on two ranks: data 2, from the four ranks' checkpoint", [*train, "parallel=dp2"])
+    run(
+        "questions about pictures and clips that were never shown, and with the media exchanged",
+        [*ask, "--control", *limit],
+    )
+    run("the report", [GLMV, "report", str(options.run_dir)])
+    print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes. Open {options.run_dir.resolve() / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
