@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from megatron_glmv.data.errors import DataError
-from megatron_glmv.data.synthetic import chart, clip, lights, still
+from megatron_glmv.data.synthetic import chart, clip, cycle, lights, still
 from megatron_glmv.data.synthetic.canvas import CELL, COLOURS, SHAPES, SIDE, WHITE, Pixels, blank
 from megatron_glmv.data.synthetic.conversation import make_sample
 from megatron_glmv.data.synthetic.demo import make_demo
@@ -85,6 +85,20 @@ def test_lamps_light_in_the_order_of_the_answers() -> None:
     drawn = lights.draw(stream(3, TRAIN, "lights", 0))
     seen = [next(name for name in COLOURS if coloured(frame, name).any()) for frame in drawn.pixels]
     assert tuple(seen) == drawn.order and drawn.after(seen[-1]) == seen[0]
+
+
+@pytest.mark.parametrize("frame", range(lights.FRAMES))
+def test_no_frame_of_a_cycle_tells_what_is_next(frame: int) -> None:
+    """Clips that show the same at this frame disagree about what follows any colour, half of them each way."""
+    by_picture: dict[bytes, list[cycle.Cycle]] = {}
+    for order in cycle.ORDERS:
+        drawn = cycle.film(order)
+        by_picture.setdefault(drawn.pixels[frame].tobytes(), []).append(drawn)
+    assert len(by_picture) == len(cycle.CYCLED)
+    for alike in by_picture.values():
+        for colour in cycle.CYCLED:
+            followers = Counter(drawn.after(colour) for drawn in alike)
+            assert sorted(followers.values()) == [1, 1]
 
 
 def test_a_clip_moves_as_its_answer_says() -> None:

@@ -35,8 +35,8 @@ from megatron_glmv.data.types import IMAGE, VIDEO, Json
 
 MANIFEST = "demo.json"
 PARTS = (TRAIN, VAL, EVAL, "tokenizer")
-SHARES = {"still": 7, "chart": 1, "clip": 7, "lights": 1, "text": 1}
-"""Weight of a family among those of its domain. Charts and lights are hard: a taste of them, not a burden."""
+SHARES = {"still": 7, "chart": 1, "clip": 3, "lights": 3, "cycle": 2, "text": 1}
+"""Weight of a family among those of its domain. Charts are hard: a taste of them, not a burden."""
 EVAL_ITEMS = 200
 """Held-out scenes of each family, so lines of each task."""
 VAL_DIVISOR = 30

@@ -20,6 +20,7 @@ from megatron_glmv.data.synthetic.canvas import COLOURS, SIDE, Pixels
 LAMP = 84
 """Pixels along one side."""
 LIGHTS = tuple(COLOURS)[:4]
+FRAMES = len(LIGHTS)
 
 
 @dataclass(frozen=True)
