@@ -42,8 +42,8 @@ def table(head: Sequence[Child], rows: Iterable[Sequence[Child]], class_: str | 
 
 
 def number(value: float, digits: int = 3) -> Markup:
-    """A table cell with a right-aligned number."""
-    return tag("td", f"{value:.{digits}f}", class_="num")
+    """A table cell with a right-aligned number; what rounds to 0 has no sign."""
+    return tag("td", f"{value:z.{digits}f}", class_="num")
 
 
 def whole(value: int) -> Markup:

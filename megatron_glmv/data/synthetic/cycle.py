@@ -1,9 +1,9 @@
 """A video of one lamp that goes through three colours again and again, one a frame.
 
 No single frame can tell what follows a colour. The three colours follow one another in one of two ways round, and the
-clip begins with any of them: six clips, all equally likely. Whatever frame is shown, and whatever colour it has, three
-colours leave one clip for each way round, so that of the two answers to "what is next to X" each is right in one of the
-two. `lights` asks the same of four colours that come once.
+clip begins with any of them: six clips, all equally likely. Whatever frame is shown, its colour
+leaves one clip for each way round, so that of the two answers to "what comes after X" each is right in one of the two.
+`lights` asks the same of four colours that come once.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from megatron_glmv.data.synthetic.task import EASY, HARD, MEDIUM, Ask, Task, abo
 def _ask_next(lamp: Lights | Cycle, rng: np.random.Generator) -> Ask:
     colours = CYCLED if isinstance(lamp, Cycle) else LIGHTS
     colour = pick(rng, colours)
-    phrasing = pick(rng, ("what is next to {}?", "which colour is next to {}?"))
+    phrasing = pick(rng, ("what comes after {}?", "which colour is after {}?"))
     return Ask(phrasing.format(colour), lamp.after(colour), tuple(c for c in colours if c != colour))
 
 

@@ -49,9 +49,10 @@ def _one(run: RunRecord, record: EvalRecord, colour: int, *, several: bool) -> M
     control = run.control(record) if not record.shuffled else None
     other = control.results.get("tasks", {}) if control else {}
     tasks: Json = record.results.get("tasks", {})
-    rows = [_row(name, score, other.get(name), colour) for name, score in tasks.items()]
+    missing = "no media" if control else "not run"
+    rows = [_row(name, score, other.get(name), colour, missing) for name, score in tasks.items()]
     if len(tasks) > 1 and (overall := record.results.get("overall")):
-        rows.append(_row("all", overall, control.results.get("overall") if control else None, colour))
+        rows.append(_row("all", overall, control.results.get("overall") if control else None, colour, missing))
     name = f"{run.name}: {record.name}" if several else record.name
     about = [f"checkpoint {record.results.get('checkpoint', 'unknown')}"]
     about.append(f"questions {record.results.get('data', 'unknown')}")
@@ -62,12 +63,13 @@ def _one(run: RunRecord, record: EvalRecord, colour: int, *, several: bool) -> M
     tiers: Json = record.results.get("tiers", {})
     parts = [tag("h3", name), tag("p", "; ".join(about), class_="note"), table(HEAD, rows, class_="scores")]
     if len(tiers) > 1:
-        by_tier = table(HEAD[:-1], [_row(tier, s, None, colour)[:-1] for tier, s in tiers.items()], class_="scores")
+        by_tier = table(HEAD[:-1], [_row(tier, s, None, colour, "")[:-1] for tier, s in tiers.items()], class_="scores")
         parts.append(tag("details", tag("summary", "by tier of difficulty"), by_tier))
     return join(parts)
 
 
-def _row(name: str, score: Json, control: Json | None, colour: int) -> list[Child]:
+def _row(name: str, score: Json, control: Json | None, colour: int, missing: str) -> list[Child]:
+    """`missing`: what stands in the control's column where there is none."""
     interval = f"{score['low']:.2f} to {score['high']:.2f}"
     return [
         tag("th", name),
@@ -76,10 +78,10 @@ def _row(name: str, score: Json, control: Json | None, colour: int) -> list[Chil
         tag("td", f"{score['chance']:.1%}", class_="num"),
         tag(
             "td",
-            tag("span", _drawing(score, control, colour), tag("b", f"{score['above_chance']:.2f}"), class_="drawn"),
+            tag("span", _drawing(score, control, colour), tag("b", f"{score['above_chance']:z.2f}"), class_="drawn"),
         ),
         tag("td", interval, class_="num"),
-        number(control["above_chance"], 2) if control else tag("td", "not run", class_="num absent"),
+        number(control["above_chance"], 2) if control else tag("td", missing, class_="num absent"),
     ]
 
 
