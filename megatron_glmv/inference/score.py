@@ -96,10 +96,6 @@ def prepare(task: Task, overrides: Sequence[str], world: int | None) -> tuple[Co
         config = replace_option(config, "model.text.moe.aux_loss", 0.0)
         config = replace_option(config, "stage.expert_bias", "frozen")
     validate(config, world)
-    if config.parallel.context > 1:
-        raise ConfigError(
-            "parallel.context", config.parallel.context, "rows are not split by score", "parallel.context=1"
-        )
     return config, batch
 
 

@@ -32,10 +32,14 @@ def write_scores(out: Path, batch: ScoreInput, folder: Path, summary: Json, voca
         made["logits"] = torch.zeros(rows, width, vocabulary)
     for row in batch.rows:
         made["position_ids"][:, row.number, row.columns] = row.position_ids
-        with safe_open(folder / f"row_{row.number}.safetensors", "pt") as found:
-            made["logprobs"][row.number, row.columns[:-1]] = found.get_tensor("logprobs")
-            if vocabulary is not None:
-                made["logits"][row.number, row.columns] = found.get_tensor("logits")
+        for part in sorted(folder.glob(f"row_{row.number}_*.safetensors")):
+            with safe_open(part, "pt") as found:
+                tokens = found.get_tensor("tokens")
+                before_last = tokens < len(row) - 1
+                columns = row.columns[tokens]
+                made["logprobs"][row.number, columns[before_last]] = found.get_tensor("logprobs")[before_last]
+                if vocabulary is not None:
+                    made["logits"][row.number, columns] = found.get_tensor("logits")
     unfinished = out.with_name(f".{out.name}.unfinished")
     save_file(made, unfinished, metadata=_metadata(summary))
     unfinished.replace(out)

@@ -3,7 +3,7 @@
 Rows are dealt to data-parallel ranks in turn; each is a micro-batch of megatron-core's schedule. What a row's last
 pipeline stage computed goes through a folder that all ranks share, as checkpoints do.
 
-Shapes: T tokens of a pack, L of a row, W vocabulary.
+Shapes: T tokens of a pack, R context-parallel ranks, W vocabulary.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from megatron_glmv.inference.score_inputs import Row, ScoreInput, as_pack
 from megatron_glmv.model.build import build_model, sharding_metadata
 from megatron_glmv.stages.session import Session
 from megatron_glmv.train.losses import weighted_sum
-from megatron_glmv.train.step import model_inputs, reduce_encoder_gradients, unwrap
+from megatron_glmv.train.step import context_part, model_inputs, reduce_encoder_gradients, unwrap
 
 
 class Scorer:
@@ -58,8 +58,8 @@ class Scorer:
         return CheckpointManager(root, CheckpointConfig(verify=verify), identity, topology, metadata)
 
     def run(self, batch: ScoreInput, folder: Path, logits: bool) -> float:
-        """One pass over all rows; the sum of -logprobs over predicted tokens, on every rank. Writes `row_N.safetensors`
-        into `folder` for each row."""
+        """One pass over all rows; the sum of -logprobs over predicted tokens, on every rank. Writes what it has of
+        row N as `row_N_R.safetensors` into `folder`, R its context-parallel index."""
         topology = self.groups.topology
         unit = topology.data * (topology.pipeline if topology.virtual_pipeline > 1 else 1)
         dealt: list[Row | None] = [*batch.rows, *[None] * (-len(batch.rows) % unit)]
@@ -92,33 +92,39 @@ class Scorer:
         row = next(rows)
         chunk = unwrap(model)
         batch = as_pack(row, self.config.data.pack_tokens, self.config.model.vision.patch_values)
-        inputs = model_inputs(batch, self.device, chunk.vision)
+        inputs = model_inputs(batch, self.device, chunk.vision, (self.groups.cp.rank(), self.groups.cp.size()))
         labels, visual = inputs.pop("labels"), inputs["visual"]
+        part = context_part(batch, inputs["packed_seq_params"])
         if visual is not None and row is not None:
             inputs["visual"] = dataclasses.replace(visual, pixel_values=row.pixel_values.to(self.device))
         output = model(inputs.pop("input_ids"), inputs.pop("position_ids"), **inputs)
 
         def losses(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            """logits [1, T, W / tensor ranks] -> loss sum, and what the schedule collects."""
+            """logits [1, T / R, W / tensor ranks] -> loss sum, and what the schedule collects."""
             kept = self._whole(logits.detach()) if keep_logits else None  # before the loss, which works in place
             by_token = chunk.language.compute_language_model_loss(labels, logits.transpose(0, 1).contiguous())[0]
             if row is not None and self.groups.tp.rank() == 0:
-                self._write(folder, row, -by_token.detach(), kept)
-            total = weighted_sum(by_token, batch.loss_weights.to(by_token.device))
+                self._write(folder, row, part.tokens, -by_token.detach(), kept)
+            total = weighted_sum(by_token, part.loss_weights.to(by_token.device))
             return total, torch.zeros((), dtype=torch.int, device=total.device), total.detach().double()
 
         return output, losses
 
     def _whole(self, logits: torch.Tensor) -> torch.Tensor:
-        """[1, T, W / tensor ranks] of this rank -> [T, W] fp32, a copy."""
+        """[1, T / R, W / tensor ranks] of this rank -> [T / R, W] fp32, a copy."""
         whole: torch.Tensor = gather_from_tensor_model_parallel_region(logits, self.groups.tp)
         return whole[0].float().clone()
 
-    def _write(self, folder: Path, row: Row, logprobs: torch.Tensor, logits: torch.Tensor | None) -> None:
-        made = {"logprobs": logprobs[: len(row) - 1].float().cpu().contiguous()}
+    def _write(
+        self, folder: Path, row: Row, tokens: torch.Tensor, logprobs: torch.Tensor, logits: torch.Tensor | None
+    ) -> None:
+        """What this context-parallel rank has of a row: [n] tokens by their index in the row, and their values."""
+        tokens = tokens.cpu()
+        real = (tokens < len(row)).nonzero().flatten()
+        made = {"tokens": tokens[real], "logprobs": logprobs.float().cpu()[real]}
         if logits is not None:
-            made["logits"] = logits[: len(row)].cpu().contiguous()
-        save_file(made, folder / f"row_{row.number}.safetensors")
+            made["logits"] = logits.cpu()[real]
+        save_file(made, folder / f"row_{row.number}_{self.groups.cp.rank()}.safetensors")
 
     def _finalize(
         self, chunks: list[Any], _: Any = None, pg_collection: Any = None, force_all_reduce: bool = False

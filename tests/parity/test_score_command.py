@@ -150,7 +150,7 @@ def test_a_file_that_is_no_safetensors_and_options_of_training_are_refused(
         ("parallel.tensr=2", "did you mean parallel.tensor"),
         ("parallel.tensor=two", "expected an integer"),
         ("parallel.tensor=3", "has to divide"),
-        ("parallel.context=2", "parallel.context"),
+        ("parallel.context=3", "parallel.context"),
         ("parallel", "cannot be given here"),
     ):
         with pytest.raises(ConfigError, match=message):
