@@ -101,7 +101,7 @@ class Merger(MegatronModule):
         self.proj = torch.nn.Linear(out, out, bias=False, dtype=config.params_dtype)
         self.post_projection_norm = torch.nn.LayerNorm(out, eps=1e-5, dtype=config.params_dtype)
         linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-        self.mlp = MLP(wide, linears, tp_group=solo.tp)
+        self.mlp = MLP(wide, linears, ffn_hidden_size=wide.ffn_hidden_size, tp_group=solo.tp)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.gelu(self.post_projection_norm(self.proj(x)))
