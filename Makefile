@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | test-all | test-gpu | lint
+# make setup | demo | test | test-slow | test-all | test-gpu | layouts | lint
 VENV ?= .venv
 EXTRAS ?= dali,dev
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-slow test-all test-gpu lint clean
+.PHONY: setup demo test test-slow test-all test-gpu layouts lint clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,9 @@ test-all: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
+
+layouts: setup # the table of layouts: loss and gradients against one process, what each rank holds and sends
+	$(BIN)/python -m pytest -q tests/dist/test_layout_table.py
 
 lint: setup
 	$(BIN)/ruff check .

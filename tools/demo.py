@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.monotonic()
     train = [
         GLMV, "train", "experiment=tiny_pretrain", f"run_dir={options.run_dir}",
-        f"data.path={options.data / 'train'}", f"train.steps={options.steps}",
+        f"data.path={options.data / 'train'}", f"train.steps={options.steps}", "train.val_every=200",
     ]  # fmt: skip
     make = str(Path(__file__).with_name("make_demo_data.py"))
     ask = [GLMV, "eval", "--ckpt", str(options.run_dir), "--data", str(options.data / "eval" / "eval.jsonl")]

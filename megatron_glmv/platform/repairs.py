@@ -32,7 +32,7 @@ def gather_along_first_dim(
     dist.all_gather_into_tensor(gathered, _filled(input_, most), group=group)
     if min(sizes) == most:
         return gathered
-    return torch.cat([part[:size] for part, size in zip(gathered.split(most), sizes, strict=True)])
+    return torch.cat([part[:size] for part, size in zip(torch.split(gathered, most), sizes, strict=True)])
 
 
 def reduce_scatter_along_first_dim(
@@ -48,7 +48,7 @@ def reduce_scatter_along_first_dim(
     most = max(sizes)
     if most == 0:
         return input_
-    parts = torch.cat([_filled(part, most) for part in input_.split(sizes)])
+    parts = torch.cat([_filled(part, most) for part in torch.split(input_, sizes)])
     summed = input_.new_empty(most, *input_.shape[1:])
     dist.reduce_scatter_tensor(summed, parts, group=group)
     return summed[: sizes[group.rank()]]

@@ -1,10 +1,11 @@
 """Training in emulated FP8 on real ranks: near bf16, never the same, by every recipe and under tensor parallelism.
 
 Derivation. FP8 rounds each operand by up to 2^-4 of its value, 16 times as much as bf16 (2^-8), in two of the four
-layers of the tiny model (delayed scaling: all); roundings of different terms are independent, so that the loss of a batch of some hundred
-tokens moves by far less than 2^-4. Measured over five steps: loss 1e-4 to 6e-4, gradient norm 4e-3 to 6e-3. The bounds
-are 1e-2 and 0.1; a wrong scale (448 times too much or too little in one operand) shows as 1 and more. Two runs of bf16
-on one layout are bitwise equal, so that any difference is FP8's: a recipe that did nothing fails the lower bounds.
+layers of the tiny model (delayed scaling: all); roundings of different terms are independent, so that the loss of a
+batch of some hundred tokens moves by far less than 2^-4. Measured over five steps: loss 1e-4 to 6e-4, gradient norm
+4e-3 to 6e-3. The bounds are 1e-2 and 0.1; a wrong scale (448 times too much or too little in one operand) shows as 1
+and more. Two runs of bf16 on one layout are bitwise equal, so that any difference is FP8's: a recipe that did nothing
+fails the lower bounds.
 
 Not covered: that FP8 is as good as bf16 over a long run; Transformer Engine.
 """
@@ -103,7 +104,10 @@ def test_the_layers_in_fp8_are_those_that_are_said_to_be() -> None:
 @pytest.mark.parametrize(
     ("model", "layout"),
     [
-        (tiny.DENSE, {"tensor": 2, "sequence": False}),  # the all-reduce of input gradients; megatron-core wants SP for MoE
+        (
+            tiny.DENSE,
+            {"tensor": 2, "sequence": False},
+        ),  # the all-reduce of input gradients; megatron-core wants SP for MoE
         pytest.param(tiny.MODEL, {"tensor": 2, "pipeline": 2, "expert": 2}, marks=pytest.mark.slow),
         pytest.param(tiny.MODEL, {"pipeline": 2, "virtual_pipeline": 2}, marks=pytest.mark.slow),
         pytest.param(tiny.MODEL, {"data": 2, "expert": 2}, marks=pytest.mark.slow),

@@ -51,7 +51,10 @@ SLOW_DENSE: dict[str, dict[str, Any]] = {
     "TP2 without SP": {"tensor": 2, "sequence": False},
     "TP2 x CP2 without SP": {"tensor": 2, "context": 2, "sequence": False},
     "TP2 x CP2 without SP, encoder replicated": {
-        "tensor": 2, "context": 2, "sequence": False, "encoder_data": False,
+        "tensor": 2,
+        "context": 2,
+        "sequence": False,
+        "encoder_data": False,
     },
 }
 
@@ -127,7 +130,9 @@ def test_layouts_agree_with_one_process(title: str, model: Any, names: set[str] 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("title, model, layouts", [("GLM-4.5V", tiny.MODEL, SLOW), ("GLM-4.1V", tiny.DENSE, SLOW_DENSE)])
+@pytest.mark.parametrize(
+    "title, model, layouts", [("GLM-4.5V", tiny.MODEL, SLOW), ("GLM-4.1V", tiny.DENSE, SLOW_DENSE)]
+)
 def test_products_with_context_parallelism_agree(title: str, model: Any, layouts: Any, capsys: Any) -> None:
     rows = compare(model, layouts)
     with capsys.disabled():

@@ -1,9 +1,9 @@
 """Levers on memory change what is kept, not what is computed: frozen parts, recomputation, the type of gradients.
 
-Derivation. Recomputing a layer in the backward pass runs the same operations on the same numbers, so gradients are equal
-bit for bit. A frozen part keeps every bit of its weights and has neither gradients nor moments; the others get the same
-gradient as before, since the chain rule through the frozen part does not ask who trains. bf16 gradients have 8 bits:
-2^-8 of a gradient, so loss after a few steps is compared to 1 %.
+Derivation. Recomputing a layer in the backward pass runs the same operations on the same numbers, so gradients are
+equal bit for bit. A frozen part keeps every bit of its weights and has neither gradients nor moments; the others get
+the same gradient as before, since the chain rule through the frozen part does not ask who trains. bf16 gradients have 8
+bits: 2^-8 of a gradient, so loss after a few steps is compared to 1 %.
 
 Not covered: how much memory is saved on a GPU; offload of the optimizer's states to the CPU, which is not offered.
 """
@@ -42,7 +42,10 @@ def weights(job: Job) -> dict[str, Any]:
     for i, chunk in enumerate(job.trainer.chunks):
         model = unwrap(chunk)
         biases = {name: b for name, b in model.named_buffers() if name.endswith("expert_bias")}
-        found |= {f"{i}.{n}": t.detach().float().clone().numpy() for n, t in {**dict(model.named_parameters()), **biases}.items()}
+        found |= {
+            f"{i}.{n}": t.detach().float().clone().numpy()
+            for n, t in {**dict(model.named_parameters()), **biases}.items()
+        }
     return found
 
 
@@ -61,11 +64,13 @@ def _train_frozen(config: Config, root: Path) -> dict[str, Any]:
     for name, value in before.items():
         part = part_of(name.partition(".")[2])
         changed.setdefault(part, set()).add(not np.array_equal(value, after[name]))
-    buffers = [
-        b for c in job.trainer.chunks for b in (*c.buffers, *c.expert_parallel_buffers)
-    ]
+    buffers = [b for c in job.trainer.chunks for b in (*c.buffers, *c.expert_parallel_buffers)]
     mains = [p for part in job.trainer.optimizer.chained_optimizers for g in part.param_groups for p in g["params"]]
-    saved = {n.removeprefix(f"{OPTIMIZER}exp_avg.") for n in open_checkpoint(path).tensors if n.startswith(f"{OPTIMIZER}exp_avg.")}
+    saved = {
+        n.removeprefix(f"{OPTIMIZER}exp_avg.")
+        for n in open_checkpoint(path).tensors
+        if n.startswith(f"{OPTIMIZER}exp_avg.")
+    }
     job.step = 0
     assert job.resume(root) == 2
     again = job.train_step()

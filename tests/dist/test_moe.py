@@ -2,10 +2,10 @@
 
 Derivation. For a sample of n tokens, E experts, k slots a token and scores s (sigmoid of the router's logits):
 f_i = (slots that expert i gets by score) / (k n), P_i = mean over the tokens of s_i / sum_j s_j, and
-L = E sum_i f_i P_i (arXiv 2412.19437, equations 17 to 20); f carries no gradient. Tokens that all prefer experts 0 and 1
-of 4 with scores (0.8, 0.8, 0.2, 0.2) have f = (1/2, 1/2, 0, 0) and P = (0.4, 0.4, 0.1, 0.1), so L = 4 x 0.4 = 1.6; with
-every second token turned round, f = P = 1/4 and L = 1, the least there is. The training loss gets the coefficient times
-the mean of L over the samples of the global batch, in every sparse layer.
+L = E sum_i f_i P_i (arXiv 2412.19437, equations 17 to 20); f carries no gradient. Tokens that all prefer experts 0 and
+1 of 4 with scores (0.8, 0.8, 0.2, 0.2) have f = (1/2, 1/2, 0, 0) and P = (0.4, 0.4, 0.1, 0.1), so L = 4 x 0.4 = 1.6;
+with every second token turned round, f = P = 1/4 and L = 1, the least there is. The training loss gets the coefficient
+times the mean of L over the samples of the global batch, in every sparse layer.
 After a step, the bias of expert i moves by the rate times sign(mean load - its load) (arXiv 2408.15664), loads being
 whole numbers of slots of the global batch, padding left out.
 
@@ -93,7 +93,7 @@ def _example(made: Config) -> tuple[float, float]:
 
 
 def test_balance_loss_of_each_sample_by_hand() -> None:
-    """1.6 + 1 for the samples. The pack as one sequence would have f = (5, 5, 1, 1) / 12 and P = (2.1, 2.1, 0.9, 0.9) / 6:
+    """1.6 + 1 for the samples. The pack as one sequence would have f = (5, 5, 1, 1) / 12, P = (2.1, 2.1, 0.9, 0.9) / 6:
     L = 4 x 2 x (5 x 2.1 + 0.9) / 72 = 1.2667."""
     each, whole = run_ranks(_example, 1, config())[0]
     assert each == pytest.approx(2.6, abs=1e-6)
@@ -250,7 +250,9 @@ def test_bias_moves_by_the_rate_against_the_load(precision: str, recompute: str)
         assert np.abs(new - old - expected).max() < 3e-7, "fp32 of 1 + 1e-3 rounds by 1.2e-7"
 
 
-@pytest.mark.parametrize("stage", [StageConfig(name="sft"), StageConfig(name="rlcs"), StageConfig(expert_bias="frozen")])
+@pytest.mark.parametrize(
+    "stage", [StageConfig(name="sft"), StageConfig(name="rlcs"), StageConfig(expert_bias="frozen")]
+)
 def test_a_frozen_bias_keeps_every_bit(stage: StageConfig) -> None:
     assert not stage.bias_moves
     if stage.name == "sft":  # one of them in a run; the others by what megatron-core is told

@@ -1,5 +1,5 @@
-"""Five settings that megatron-core 0.16 accepts and computes wrongly, without an error: what comes out without our remedy,
-and with it.
+"""Five settings that megatron-core 0.16 accepts and computes wrongly, without an error: what comes out without our
+remedy, and with it.
 
 Derivation. A step's loss and gradient norm do not depend on the layout (tests/dist/test_layouts.py has why), so the
 single process says what is right, to 1e-5 in loss and 1e-4 in norm. Each test takes one remedy away again, in the rank
@@ -144,7 +144,7 @@ def _balance_gradient(config: Config, ours: bool) -> float:
 
 @pytest.mark.parametrize("ours", [True, False], ids=["ours", "megatron-core"])
 def test_the_balance_loss_weighs_the_same_under_tensor_parallelism(ours: bool) -> None:
-    """megatron-core multiplies it by the tokens of one rank where losses are sums over tokens, which undoes the division
+    """megatron-core multiplies it by the tokens of one rank where losses are sums over tokens: that undoes the division
     by all tokens only if a rank has them all. The remedy: model/router.py computes its own."""
     one = run_ranks(_balance_gradient, 1, tiny.config(), ours)[0]
     two = run_ranks(_balance_gradient, 2, tiny.config(tensor=2), ours)[0]
@@ -153,7 +153,7 @@ def test_the_balance_loss_weighs_the_same_under_tensor_parallelism(ours: bool) -
 
 
 def _moments(config: Config, root: Path, remedy: bool) -> tuple[bool, float]:
-    """Trains two steps on several padded gradient buckets, saves, loads into a second model. Whether buckets are padded,
+    """Trains two steps on several padded gradient buckets, saves, loads into a second model. Whether one is padded,
     and the largest difference of the loaded first moments, relative to the largest moment."""
     import contextlib
 
@@ -171,7 +171,9 @@ def _moments(config: Config, root: Path, remedy: bool) -> tuple[bool, float]:
     job = Job(config)
     job.train_step()
     job.train_step()
-    buckets = [b for part in job.trainer.optimizer.chained_optimizers for buffer in part.buffers for b in buffer.buckets]
+    buckets = [
+        b for part in job.trainer.optimizer.chained_optimizers for buffer in part.buffers for b in buffer.buckets
+    ]
     padded = [bucket for bucket in buckets if bucket.grad_data.numel() > bucket.numel_unpadded]
     path = job.save(root)
     before = _first_moments(job.trainer.optimizer)
@@ -197,7 +199,7 @@ def _first_moments(optimizer: Any) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("remedy", [True, False], ids=["remedy", "megatron-core"])
 def test_padding_between_buckets_does_not_shift_saved_moments(tmp_path: Path, remedy: bool) -> None:
-    """The buckets are gathered without their padding and cut by indices that count it, so that what is saved of a bucket
+    """Buckets are gathered without their padding and cut by indices that count it, so that what is saved of a bucket
     behind a padded one is its neighbour's. The remedy: parallel/remedies.py."""
     config = tiny.config(data=2, overlap_grad_reduce=True)
     padded, difference = run_ranks(_moments, 2, config, tmp_path, remedy)[0]
