@@ -92,7 +92,15 @@ def pipeline_rules(config: Config, world: int | None) -> Iterator[Problem]:
                 ("parallel.pipeline", near(pipeline, divisors(layers))),
             ),
         )
-    elif split is None and layers % chunks:
+    elif parallel.pipeline_split == "balanced" and split is not None:
+        yield Problem(
+            "pipeline_split",
+            "parallel.pipeline_layers",
+            split,
+            "and pipeline_split=balanced both say how layers are split",
+            (("parallel.pipeline_layers", [None]), ("parallel.pipeline_split", ["even"])),
+        )
+    elif parallel.pipeline_split == "even" and split is None and layers % chunks:
         yield Problem(
             "pipeline.even",
             "parallel.pipeline",
@@ -101,6 +109,7 @@ def pipeline_rules(config: Config, world: int | None) -> Iterator[Problem]:
             (
                 ("parallel.pipeline", near(pipeline, divisors(layers))),
                 ("parallel.pipeline_layers", [balanced(layers, chunks)]),
+                ("parallel.pipeline_split", ["balanced"]),
             ),
         )
     elif split is not None and (len(split) != chunks or sum(split) != layers or min(split) < 1):

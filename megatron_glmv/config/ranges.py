@@ -40,11 +40,13 @@ ABOVE_ZERO = {  # numbers above 0, with one that is a fair repair
 BETWEEN = {  # low <= number < high (or <= where `high` is 1 and `closed`), with a repair
     "optim.beta1": (0.0, 1.0, False, 0.9),
     "optim.beta2": (0.0, 1.0, False, 0.95),
+    "parallel.pipeline_visual_share": (0.0, 1.0, True, 0.5),
     "data.quarantine_budget": (0.0, 1.0, True, 0.01),
     "model.text.rotary_percent": (0.0, 1.0, True, 0.5),
 }
 NAMES = {
     "stage.name": ("pretrain",),
+    "parallel.pipeline_split": ("even", "balanced"),
     "stage.expert_bias": ("auto", "moving", "frozen"),
     "precision.name": ("fp32", "bf16", "fp8"),
     "precision.fp8_recipe": ("delayed", "tensorwise", "blockwise"),

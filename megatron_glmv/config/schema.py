@@ -116,7 +116,12 @@ class ParallelConfig:
     encoder_data: bool = True
     """Images are spread over the tensor ranks that would otherwise all encode all of them."""
     pipeline_layers: tuple[int, ...] | None = None
-    """Decoder layers per pipeline stage (in order of model chunks). None: even, which needs divisibility."""
+    """Decoder layers of each chunk, in the order of the layers. None: as `pipeline_split` says."""
+    pipeline_split: str = "even"
+    """even: equally many layers, which needs divisibility. balanced: chunks of equal cost, the encoder counted with the
+    first and the output layer with the last (config/pipeline_split.py)."""
+    pipeline_visual_share: float = 0.5
+    """Share of a pack's tokens that are visual, for `pipeline_split=balanced`; `glmv data stats` tells."""
     overlap_grad_reduce: bool = False
     """Reduce gradients while the backward pass is running."""
     overlap_param_gather: bool = False

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_glmv.config.pipeline_split import chunk_layers
 from megatron_glmv.config.schema import Config, TextConfig, VisionConfig
 from megatron_glmv.parallel.topology import Topology
 
@@ -112,7 +113,7 @@ def text_transformer_config(config: Config, topology: Topology, fp8: dict[str, A
 
 def _pipeline_layout(config: Config, topology: Topology) -> list[list[str]] | None:
     """Uneven stages: megatron-core wants a list of layer kinds per chunk, in the order of the layers."""
-    split = config.parallel.pipeline_layers
+    split = chunk_layers(config)
     if split is None:
         return None
     layout = [["decoder"] * layers for layers in split]

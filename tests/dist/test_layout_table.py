@@ -40,6 +40,7 @@ import pytest
 from helpers import tiny
 from helpers.ranks import run_ranks
 
+from megatron_glmv.config.pipeline_split import chunk_layers
 from megatron_glmv.config.schema import Config
 from megatron_glmv.parallel.topology import Topology
 
@@ -77,6 +78,7 @@ LAYOUTS = [
     row("TP2 + SP, encoder replicated", tensor=2, encoder_data=False),
     row("PP2", fast=True, pipeline=2),
     row("PP2, uneven 1 + 3 layers", pipeline=2, pipeline_layers=(1, 3)),
+    row("PP2, balanced by cost", pipeline=2, pipeline_split="balanced"),
     row("PP4", pipeline=4),
     row("PP2 x VPP2", fast=True, pipeline=2, virtual_pipeline=2),
     row("DP2", fast=True, data=2),
@@ -257,7 +259,7 @@ def parts(name: str, topology: Topology) -> int:
 
 def check_shares(layout: Layout, found: Found, topology: Topology) -> None:
     """Every rank holds what the layout says, and no more."""
-    split = layout.parallel.get("pipeline_layers")
+    split = chunk_layers(tiny.config(MODELS[layout.model], **layout.parallel))
     for number, rank in enumerate(found.ranks):
         held: Counter[str] = Counter()
         for shard in rank.shards:
