@@ -15,7 +15,7 @@ from megatron_glmv.checkpoint.index import Chunk
 
 def read_chunk(file: IO[bytes], chunk: Chunk, dtype: torch.dtype) -> torch.Tensor:
     """The tensor of `chunk.shape` and `dtype`, on the CPU. Nothing but tensors is unpickled. Raises ReadError."""
-    window = io.BufferedReader(_Window(file, chunk.start, chunk.length))
+    window = io.BufferedReader(Window(file, chunk.start, chunk.length))
     try:
         with zipfile.ZipFile(window) as archive:
             entries = archive.infolist()
@@ -34,7 +34,7 @@ def read_chunk(file: IO[bytes], chunk: Chunk, dtype: torch.dtype) -> torch.Tenso
     return tensor.reshape(chunk.shape)
 
 
-class _Window(io.RawIOBase):
+class Window(io.RawIOBase):
     """A read-only view of `length` bytes of a file from `start`: a chunk is read without a copy of its bytes."""
 
     def __init__(self, file: IO[bytes], start: int, length: int) -> None:

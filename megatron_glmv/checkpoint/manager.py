@@ -22,10 +22,9 @@ from megatron_glmv.checkpoint import store
 from megatron_glmv.checkpoint.errors import CorruptCheckpointError, ReadError, SaveError
 from megatron_glmv.checkpoint.identity import STARTING_POINT, TRAINING_ONLY, Identity, check_identity
 from megatron_glmv.checkpoint.manifest import FileRecord, Json, Manifest, hash_file, read_manifest
-from megatron_glmv.checkpoint.reader import STATE_FILE, Checkpoint, resolve
+from megatron_glmv.checkpoint.reader import MCORE_CONFIG, MCORE_CONFIG_FILE, STATE_FILE, Checkpoint, resolve
 from megatron_glmv.checkpoint.rng import restore_rng, rng_state
 from megatron_glmv.checkpoint.sharded import has_moments, load_shards, save_shards
-from megatron_glmv.checkpoint.strategies import MCORE_CONFIG, MCORE_CONFIG_FILE
 from megatron_glmv.checkpoint.together import only_rank_0, together
 from megatron_glmv.config.schema import CheckpointConfig
 

@@ -22,6 +22,14 @@ from megatron_glmv.checkpoint.manifest import Json, Manifest, file_problem, read
 OPTIMIZER = "optimizer.state."
 """Prefix of the optimizer's tensors: optimizer.state.{param,exp_avg,exp_avg_sq}.<name of the weight>."""
 STATE_FILE = "state.json"
+MCORE_CONFIG = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+MCORE_CONFIG_FILE = "metadata.json"
+"""megatron-core takes a directory for a distributed checkpoint when it has this file."""
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,6 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 from megatron_glmv.checkpoint.reader import Box, Checkpoint
 from megatron_glmv.checkpoint.store import fault_point
 
-MCORE_CONFIG = {
-    "sharded_backend": "torch_dist",
-    "sharded_backend_version": 1,
-    "common_backend": "torch",
-    "common_backend_version": 1,
-}
-MCORE_CONFIG_FILE = "metadata.json"
-"""megatron-core takes a directory for a distributed checkpoint when it has this file."""
-
 
 class ShardWriter(TorchDistSaveShardedStrategy):
     """megatron-core's writer, in this process instead of a forked one, and without what it adds to the index."""

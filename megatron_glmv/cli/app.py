@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from megatron_glmv.cli import convert as convert_commands
 from megatron_glmv.cli import data as data_commands
 from megatron_glmv.cli import evaluate as evaluate_commands
 from megatron_glmv.config.errors import ConfigError
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Trains GLM-4.5V and GLM-4.1V on Megatron-Core, on GPUs or on CPU processes.",
 )
+app.add_typer(convert_commands.app, name="convert")
 app.add_typer(data_commands.app, name="data")
 app.add_typer(evaluate_commands.app, name="eval")
 

@@ -157,15 +157,24 @@ def run_model(name: str, spec: dict[str, Any], job: Path) -> dict[str, Any]:
     return report
 
 
+def declare_operators() -> Any:
+    """torchvision's CUDA wheel lacks two operators on a CPU, and fails to import without them."""
+    import torch
+
+    if not importlib.util.find_spec("torchvision"):
+        return None
+    operators = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return operators
+
+
 def main(job: Path) -> None:
     sys.meta_path.insert(0, Barrier())
     refused = prove_barrier()
     import torch
 
-    if importlib.util.find_spec("torchvision"):  # its CUDA wheel lacks two operators on a CPU, and fails to import
-        operators = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    operators = declare_operators()  # noqa: F841  # for as long as it is referenced
     import transformers
 
     torch.set_num_threads(1)

@@ -1,0 +1,63 @@
+"""`glmv convert`: between transformers' checkpoints and ours, and whether two say the same."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Between transformers' checkpoints and ours; whether two are equal.")
+
+Workers = Annotated[int | None, typer.Option(min=1, help="Files written at a time; default: the cores.")]
+MemoryLimit = Annotated[str, typer.Option(help="For anonymous memory, like 2GiB; fewer workers if need be.")]
+
+
+@app.command("import")
+def import_(
+    hf: Annotated[Path, typer.Option(help="Directory with config.json and safetensors.")],
+    out: Annotated[Path, typer.Option(help="New directory; a run starts from it with init_from=.")],
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder; default: the one of --hf.")] = None,
+    without_tokenizer: Annotated[
+        bool, typer.Option("--without-tokenizer", help="Weights that are only scored.")
+    ] = False,
+    allow_rounded_bias: Annotated[
+        bool, typer.Option("--allow-rounded-bias", help="Take expert biases that are not float32.")
+    ] = False,
+    workers: Workers = None,
+    memory_limit: MemoryLimit = "",
+) -> None:
+    """safetensors of GLM-4.5V or GLM-4.1V to a checkpoint that any layout loads. Run again after a kill: it goes on."""
+    from megatron_glmv.checkpoint.hf.importing import ImportOptions, import_hf
+    from megatron_glmv.checkpoint.hf.memory import parse_size
+
+    limit = parse_size(memory_limit, "--memory-limit") if memory_limit else None
+    options = ImportOptions(hf, out, tokenizer, without_tokenizer, allow_rounded_bias, workers, limit)
+    print(import_hf(options, _say))
+
+
+@app.command()
+def export(
+    ckpt: Annotated[Path, typer.Option(help="A step's directory, a run's checkpoints, or the run: then its newest.")],
+    out: Annotated[Path, typer.Option(help="New directory.")],
+    assets: Annotated[
+        Path | None, typer.Option(help="Folder with tokenizer, processor, config; default: the import's.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="bf16 or fp32; default: as stored. Expert biases stay fp32.")] = "",
+    max_shard_size: Annotated[str, typer.Option(help="Of a file, like 5GB.")] = "5GB",
+    verify: Annotated[bool, typer.Option("--verify", help="Check the checkpoint's sha256 first.")] = False,
+    workers: Workers = None,
+    memory_limit: MemoryLimit = "",
+) -> None:
+    """A checkpoint to a directory that transformers loads. Run again after a kill: it goes on."""
+    from megatron_glmv.checkpoint.hf.exporting import ExportOptions, export_hf
+    from megatron_glmv.checkpoint.hf.memory import parse_size
+
+    limit = parse_size(memory_limit, "--memory-limit") if memory_limit else None
+    size = parse_size(max_shard_size, "--max-shard-size")
+    print(export_hf(ExportOptions(ckpt, out, assets, dtype, size, verify, workers, limit), _say))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
