@@ -42,6 +42,12 @@ def check_identity(manifest: Manifest, identity: Identity, where: str, ignore: f
         raise MismatchError(f"{where} belongs to another model: {'; '.join(wrong)}")
 
 
+def model_differences(a: Json, b: Json, ignore: frozenset[str] = TRAINING_ONLY) -> list[str]:
+    """Fields in which two model configs (as JSON) differ, with both values."""
+    found = _differences("", json.loads(json.dumps(a)), json.loads(json.dumps(b)))
+    return [f"model.{field} is {_show(x)} and {_show(y)}" for field, x, y in found if field not in ignore]
+
+
 _ABSENT = object()
 
 

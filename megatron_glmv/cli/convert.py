@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +58,25 @@ def export(
     limit = parse_size(memory_limit, "--memory-limit") if memory_limit else None
     size = parse_size(max_shard_size, "--max-shard-size")
     print(export_hf(ExportOptions(ckpt, out, assets, dtype, size, verify, workers, limit), _say))
+
+
+@app.command()
+def verify(
+    a: Annotated[Path, typer.Argument(help="A directory of transformers', or a checkpoint or run of ours.")],
+    b: Annotated[Path, typer.Argument(help="The other one, of either format.")],
+    round_to: Annotated[str, typer.Option(help="bf16: one side may be the other, rounded.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    workers: Workers = None,
+    memory_limit: MemoryLimit = "",
+) -> None:
+    """Whether two checkpoints hold the same weights in every bit. Exit code 77 and the tensors, if not."""
+    from megatron_glmv.checkpoint.hf.memory import parse_size
+    from megatron_glmv.checkpoint.hf.verify import verify
+
+    limit = parse_size(memory_limit, "--memory-limit") if memory_limit else None
+    verdict = verify(a, b, round_to=round_to, workers=workers, memory_limit=limit)
+    print(json.dumps(verdict.to_json(), indent=1) if as_json else verdict)
+    raise typer.Exit(verdict.exit_code)
 
 
 def _say(line: str) -> None:

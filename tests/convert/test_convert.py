@@ -64,7 +64,7 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor, given: Path) -> float:
         ("glm45v", "product"),
         ("glm41v", "tp2"),
         *(pytest.param(m, x, marks=pytest.mark.slow) for m, x in (("glm45v", "tp2"), ("glm45v", "pp2"))),
-        *(pytest.param(m, x, marks=pytest.mark.slow) for m, x in (("glm45v", "ep2"), ("glm41v_other", "pp2"))),
+        *(pytest.param(m, x, marks=pytest.mark.slow) for m, x in (("glm45v", "ep2"), ("glm41v", "pp2"))),
     ],
 )
 def test_imported_weights_give_transformers_logits(
@@ -129,7 +129,8 @@ def test_three_steps_of_training_between_import_and_export(tmp_path: Path) -> No
     """Asymmetric: what training on four ranks wrote is read by transformers."""
     make(tmp_path / "set", images=24, clips=2, texts=24, sound=True)
     words = Tokenizer.load(tmp_path / "set" / "tokenizer")
-    model = compose(SMALL).model
+    loadable = "model.vision.ffn=128"  # transformers makes the encoder's MLP as wide as the decoder
+    model = compose([*SMALL, loadable]).model
     ids = torch.randint(40, words.vocab_size - 40, (2, 24), generator=torch.Generator().manual_seed(3))
     types = torch.zeros_like(ids)
     types[0, 5:11] = 1
@@ -159,7 +160,7 @@ def test_three_steps_of_training_between_import_and_export(tmp_path: Path) -> No
     written = make_reference(tmp_path / "job", {"model": spec})
     start = tmp_path / "start"
     import_hf(ImportOptions(written.hf("model"), start, tokenizer=tmp_path / "set" / "tokenizer"))
-    layout = [*LAYOUTS["product"], "train.steps=3", "checkpoint.every=3", f"init_from={start}"]
+    layout = [*LAYOUTS["product"], loadable, "train.steps=3", "checkpoint.every=3", f"init_from={start}"]
     run(tmp_path / "set" / "shards", tmp_path / "run", *layout)
     out = exported(tmp_path / "run", tmp_path / "out")
     before, after = tensors_of(written.hf("model")), tensors_of(out)

@@ -93,13 +93,20 @@ class Workspace:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o750)
         self._journal = (self.path / JOURNAL).open("a+b")
         try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read(self._journal)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, journal: IO[bytes]) -> None:
+        try:
+            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError("--out", self.out, "another process is writing it", "wait for it") from None
-        self._journal.seek(0)
-        text = self._journal.read()
+        journal.seek(0)
+        text = journal.read()
         text = text[: text.rfind(b"\n") + 1]  # behind it: what was being written when a run was killed
-        self._journal.truncate(len(text))
+        journal.truncate(len(text))
         lines: list[Json] = [json.loads(line) for line in text.splitlines()]
         if not lines:
             self._note({"plan": self.plan})
