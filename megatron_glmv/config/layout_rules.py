@@ -61,6 +61,22 @@ def tensor_rules(config: Config, world: int | None) -> Iterator[Problem]:
         )
 
 
+def encoder_rules(config: Config, world: int | None) -> Iterator[Problem]:
+    tensor, vision = config.parallel.tensor, config.model.vision
+    if not config.parallel.encoder_tensor:
+        return
+    sizes = {"heads": vision.heads, "ffn": vision.ffn, "merger_ffn": vision.merger_ffn}
+    uneven = [f"{name} {size}" for name, size in sizes.items() if size % tensor]
+    if uneven:
+        yield Problem(
+            "encoder_tensor",
+            "parallel.encoder_tensor",
+            True,
+            f"tensor = {tensor} has to divide {', '.join(uneven)} of model.vision",
+            (("parallel.encoder_tensor", [False]), ("parallel.tensor", near(tensor, divisors(vision.heads)))),
+        )
+
+
 def pipeline_rules(config: Config, world: int | None) -> Iterator[Problem]:
     parallel, layers = config.parallel, config.model.text.layers
     pipeline, virtual, split = parallel.pipeline, parallel.virtual_pipeline, parallel.pipeline_layers

@@ -32,7 +32,8 @@ def visual_token_cost(vision: VisionConfig, hidden: int) -> int:
 def part_costs(config: Config) -> tuple[float, list[int], int]:
     """(what comes before the layers, each layer, what comes behind them)."""
     text, parallel = config.model.text, config.parallel
-    copies = 1 if parallel.encoder_data else parallel.tensor * parallel.context
+    copies = 1 if parallel.encoder_data else parallel.context
+    copies *= 1 if parallel.encoder_data or parallel.encoder_tensor else parallel.tensor
     encoder = visual_token_cost(config.model.vision, text.hidden) * parallel.pipeline_visual_share * copies
     return encoder, [layer_cost(text, layer) for layer in range(text.layers)], text.hidden * text.vocab
 

@@ -115,6 +115,9 @@ class ParallelConfig:
     """Sequence parallelism. None: on where tensor > 1."""
     encoder_data: bool = True
     """Images are spread over the tensor ranks that would otherwise all encode all of them."""
+    encoder_tensor: bool = False
+    """The encoder's linear layers are sharded over the tensor ranks, which then encode together; `encoder_data` spreads
+    images over the context ranks only. For an encoder that does not fit one device."""
     pipeline_layers: tuple[int, ...] | None = None
     """Decoder layers of each chunk, in the order of the layers. None: as `pipeline_split` says."""
     pipeline_split: str = "even"

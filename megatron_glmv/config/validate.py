@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from .errors import ConfigError, show
 from .fingerprint import replace_option
-from .layout_rules import expert_rules, grid_rules, pipeline_rules, tensor_rules
+from .layout_rules import encoder_rules, expert_rules, grid_rules, pipeline_rules, tensor_rules
 from .problem import Problem, Rule
 from .ranges import range_rules
 from .run_rules import model_rules, precision_rules, training_rules
@@ -15,6 +15,7 @@ from .schema import Config
 RULES: tuple[Rule, ...] = (
     model_rules,
     tensor_rules,
+    encoder_rules,
     pipeline_rules,
     expert_rules,
     grid_rules,

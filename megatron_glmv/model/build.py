@@ -51,6 +51,7 @@ def build_chunk(config: Config, groups: Groups, text_config: Any, backend_name: 
         post_process=groups.last_stage and last_vp,
         vp_stage=vp_stage,
         encoder_data=config.parallel.encoder_data,
+        encoder_tensor=config.parallel.encoder_tensor,
     )
 
 

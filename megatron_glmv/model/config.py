@@ -123,7 +123,7 @@ def _pipeline_layout(config: Config, topology: Topology) -> list[list[str]] | No
 
 
 def vision_transformer_config(config: Config, vision: VisionConfig) -> TransformerConfig:
-    """The encoder's: not sharded, whatever the decoder's layout."""
+    """The encoder's: not sharded, whatever the decoder's layout, unless `parallel.encoder_tensor`."""
     wanted, recompute = config.train.recompute_vision, dict[str, Any]()
     if config.train.recompute == "full" if wanted is None else wanted:
         recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -137,6 +137,7 @@ def vision_transformer_config(config: Config, vision: VisionConfig) -> Transform
         kv_channels=vision.head_dim,
         ffn_hidden_size=vision.ffn,
         add_qkv_bias=False,
+        tensor_model_parallel_size=config.parallel.tensor if config.parallel.encoder_tensor else 1,
         layernorm_epsilon=vision.norm_eps,
         rotary_interleaved=False,
     )

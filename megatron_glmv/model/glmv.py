@@ -67,15 +67,20 @@ class GLMV(MegatronModule):
         post_process: bool,
         vp_stage: int | None,
         encoder_data: bool,
+        encoder_tensor: bool,
     ) -> None:
         super().__init__(text_config)
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = False
         self.pg_collection = groups.mcore
-        self.tp_group, self.tp_cp_group = groups.tp, groups.tp_cp
-        self.encoder_data = encoder_data and groups.tp_cp.size() > 1
+        self.tp_group, self.cp_group, self.tp_cp_group = groups.tp, groups.cp, groups.tp_cp
+        self.encoder_tensor = encoder_tensor and groups.tp.size() > 1
+        self.encoder_data = encoder_data and (groups.cp if self.encoder_tensor else groups.tp_cp).size() > 1
+        encoder_groups = groups.tensor_only if self.encoder_tensor else groups.solo
         self.vision = (
-            VisionEncoder(vision_config, model.vision, model.text.hidden, backend, groups.solo) if pre_process else None
+            VisionEncoder(vision_config, model.vision, model.text.hidden, backend, encoder_groups)
+            if pre_process
+            else None
         )
         self.language = GPTModel(
             text_config,
@@ -101,8 +106,10 @@ class GLMV(MegatronModule):
     @property
     def encoder_gradients_partial(self) -> bool:
         """Whether a tensor-parallel rank has only part of the encoder's gradients: of the frames it encoded, or of the
-        placeholders among its tokens. Otherwise all of these ranks have the same, whole."""
-        return bool(self.tp_group.size() > 1 and (self.encoder_data or self.config.sequence_parallel))
+        placeholders among its tokens. Otherwise all of these ranks have the same, whole (or their own shards')."""
+        if self.tp_group.size() == 1 or self.encoder_tensor:
+            return False
+        return bool(self.encoder_data or self.config.sequence_parallel)
 
     def embed(
         self, input_ids: torch.Tensor, visual: VisualInput | None, split: ContextSplit | None = None
@@ -133,7 +140,9 @@ class GLMV(MegatronModule):
             askers = list(range(first, first + tensor))
         wanted = [(lands.wanted_by == asker).nonzero().flatten() for asker in askers]
         index = torch.cat(wanted)
-        if self.encoder_data:
+        if self.encoder_tensor:
+            features = self._encoded_together(visual, frames, lands.wanted_by // tensor, index)
+        elif self.encoder_data:
             features, which = encode_spread(self.vision, visual.pixel_values, frames, lands.wanted_by, self.tp_cp_group)
             features = features.index_select(0, which.argsort())
             features = gather_ragged(features, [len(w) for w in wanted], self.tp_group) if len(askers) > 1 else features
@@ -141,6 +150,27 @@ class GLMV(MegatronModule):
             features = encode(self.vision, visual.pixel_values, frames)
             features = features.index_select(0, index.to(features.device))
         return features, lands.rows[index].to(features.device)
+
+    def _encoded_together(
+        self, visual: VisualInput, frames: list[tuple[int, int]], wanted_by: torch.Tensor, index: torch.Tensor
+    ) -> torch.Tensor:
+        """Features `index` [m] of a batch, [m, H], from an encoder whose tensor ranks encode the same frames. wanted_by
+        [M]: the context rank that fuses each.
+
+        All tensor ranks have all features of their context rank. Under sequence parallelism each fuses its own part of
+        them only, so their gradients are summed on the way back.
+        """
+        assert self.vision is not None
+        if self.encoder_data:
+            features, which = encode_spread(self.vision, visual.pixel_values, frames, wanted_by, self.cp_group)
+            which = which.cpu()
+        else:
+            features, which = encode(self.vision, visual.pixel_values, frames), torch.arange(len(wanted_by))
+        if self.config.sequence_parallel and frames:
+            features = tensor_parallel.copy_to_tensor_model_parallel_region(features, self.tp_group)
+        order = which.argsort()
+        rows = order[torch.searchsorted(which[order], index)]
+        return features.index_select(0, rows.to(features.device))
 
     def forward(
         self,
@@ -183,12 +213,12 @@ class GLMV(MegatronModule):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Shards under global names. The encoder's were made for a group of one rank; here they become replicas over
-        TP."""
+        """Shards under global names. Those of an encoder that is not sharded were made for a group of one rank; here
+        they become replicas over TP."""
         state: dict[str, Any] = self.language.sharded_state_dict(f"{prefix}language.", sharded_offsets, metadata)
         if self.vision is not None:
             vision = self.vision.sharded_state_dict(f"{prefix}vision.", sharded_offsets, metadata)
-            for shard in vision.values():
+            for shard in vision.values() if not self.encoder_tensor else ():
                 pipeline, _, data = shard.replica_id
                 shard.replica_id = (pipeline, self.tp_group.rank(), data)
             state.update(vision)

@@ -94,14 +94,14 @@ class Downsample(torch.nn.Module):
 class Merger(MegatronModule):
     """proj -> LayerNorm -> GELU -> SwiGLU, [M, H] -> [M, H]."""
 
-    def __init__(self, config: Any, vision: VisionConfig, out: int, solo: Any) -> None:
+    def __init__(self, config: Any, vision: VisionConfig, out: int, tp_group: Any) -> None:
         wide = dataclasses.replace(config, hidden_size=out, ffn_hidden_size=vision.merger_ffn)
         super().__init__(wide)
-        self.tp_group = solo.tp
+        self.tp_group = tp_group
         self.proj = torch.nn.Linear(out, out, bias=False, dtype=config.params_dtype)
         self.post_projection_norm = torch.nn.LayerNorm(out, eps=1e-5, dtype=config.params_dtype)
         linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-        self.mlp = MLP(wide, linears, ffn_hidden_size=wide.ffn_hidden_size, tp_group=solo.tp)
+        self.mlp = MLP(wide, linears, ffn_hidden_size=wide.ffn_hidden_size, tp_group=tp_group)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.gelu(self.post_projection_norm(self.proj(x)))
@@ -112,23 +112,25 @@ class Merger(MegatronModule):
 class VisionEncoder(MegatronModule):
     """Encodes whole frames; frames never see each other (`attention segments` are frames of one temporal patch).
 
-    It is held whole by every tensor-parallel rank of the first pipeline stage; model/encoder_dp.py spreads its work.
+    It is held by every rank of the first pipeline stage; model/encoder_dp.py spreads its work. `groups.tp` is a group
+    of one rank, or the tensor-parallel ranks where they share its linear layers: they then encode the same frames, and
+    every one of them has the whole features.
     """
 
-    def __init__(self, config: Any, vision: VisionConfig, out: int, backend: BackendSpecProvider, solo: Any) -> None:
+    def __init__(self, config: Any, vision: VisionConfig, out: int, backend: BackendSpecProvider, groups: Any) -> None:
         super().__init__(config)
         self.vision = vision
-        self.tp_group = solo.tp
+        self.tp_group = groups.tp
         dtype = config.params_dtype
         norm = backend.layer_norm(rms_norm=True)
         self.patch_embed = PatchEmbedding(vision, dtype)
         self.post_conv_layernorm = norm(config=config, hidden_size=vision.hidden, eps=vision.norm_eps)
         self.position_embedding = PositionEmbedding(vision, dtype)
         self.rotary = VisionRotary(vision.head_dim, vision.rope_theta)
-        self.blocks = TransformerBlock(config, vision_block_spec(vision.depth, backend), pg_collection=solo)
+        self.blocks = TransformerBlock(config, vision_block_spec(vision.depth, backend), pg_collection=groups)
         self.downsample = Downsample(vision, out, dtype)
-        self.merger = Merger(config, vision, out, solo)
-        for parameter in self.parameters():
+        self.merger = Merger(config, vision, out, groups.tp)
+        for parameter in self.parameters() if groups.tp.size() == 1 else ():
             # Set by megatron-core's linear layers, whose group is one rank here: every tensor-parallel rank holds the
             # same copy, which the gradient norm has to count once.
             parameter.tensor_model_parallel = False

@@ -18,11 +18,13 @@ class Groups:
     """Groups of this rank.
 
     `mcore` is what megatron-core's modules take; `solo` is a collection in which every group holds this rank alone, for
-    modules that are not sharded (the vision encoder); `topology` is the rank grid they were made from.
+    modules that are not sharded (the vision encoder), `tensor_only` one in which all but the tensor-parallel group do;
+    `topology` is the rank grid they were made from.
     """
 
     mcore: Any
     solo: Any
+    tensor_only: Any
     topology: Topology
 
     @property
@@ -101,15 +103,20 @@ def init_groups(topology: Topology) -> Groups:
     for ranks in replicas.values():  # every rank takes part in the making of every group
         group = dist.new_group(ranks)
         replica = group if dist.get_rank() in ranks else replica
-    return Groups(mcore=mcore, solo=_solo(), topology=topology, _replica=replica)
-
-
-def _solo() -> Any:
     alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
-    names = ("tp", "pp", "mp", "embd", "pos_embd", "cp", "tp_cp", "ep", "expt_tp", "tp_ep", "tp_ep_pp", "tp_dp_cp")
-    return ProcessGroupCollection(
-        **dict.fromkeys((*names, "dp", "dp_cp", "expt_dp", "intra_dp_cp", "intra_expt_dp"), alone)
+    return Groups(
+        mcore=mcore,
+        solo=_collection(alone, alone),
+        tensor_only=_collection(alone, mcore.tp),
+        topology=topology,
+        _replica=replica,
     )
+
+
+def _collection(alone: Any, tensor: Any) -> Any:
+    names = ("pp", "mp", "embd", "pos_embd", "cp", "tp_cp", "ep", "expt_tp", "tp_ep", "tp_ep_pp", "tp_dp_cp")
+    data = ("dp", "dp_cp", "expt_dp", "intra_dp_cp", "intra_expt_dp")
+    return ProcessGroupCollection(tp=tensor, **dict.fromkeys((*names, *data), alone))
 
 
 def destroy_groups() -> None:

@@ -23,6 +23,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2 pp2 ep2": {"tensor": 2, "pipeline": 2, "expert": 2},
     "dp2 ep2": {"data": 2, "expert": 2},
     "dp2": {"data": 2},
+    "tp2 encoder sharded": {"tensor": 2, "encoder_tensor": True},
     "pp2 vpp2": {"pipeline": 2, "virtual_pipeline": 2},
     "dp2 overlapped": {"data": 2, "overlap_grad_reduce": True, "overlap_param_gather": True},
 }
@@ -58,7 +59,7 @@ def test_resumed_on_the_same_layout_nothing_differs_in_any_bit(tmp_path: Path, l
 
 
 def test_a_checkpoint_goes_through_any_chain_of_layouts_unchanged(tmp_path: Path) -> None:
-    chain = ["tp2 pp2 ep2", "single", "dp2 overlapped", "pp2 vpp2", "dp2 ep2"]
+    chain = ["tp2 pp2 ep2", "single", "tp2 encoder sharded", "dp2 overlapped", "pp2 vpp2", "dp2 ep2"]
     straight = run(chain[0], until=4, save=tmp_path / "0", save_at=(2,))
     first = open_checkpoint(tmp_path / "0", verify=True)
     for i, layout in enumerate(chain[1:], start=1):

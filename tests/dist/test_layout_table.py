@@ -76,6 +76,7 @@ OVERLAPPED = {"overlap_grad_reduce": True}
 LAYOUTS = [
     row("TP2 + SP", fast=True, tensor=2),
     row("TP2 + SP, encoder replicated", tensor=2, encoder_data=False),
+    row("TP2 + SP, encoder sharded", tensor=2, encoder_tensor=True),
     row("PP2", fast=True, pipeline=2),
     row("PP2, uneven 1 + 3 layers", pipeline=2, pipeline_layers=(1, 3)),
     row("PP2, balanced by cost", pipeline=2, pipeline_split="balanced"),
@@ -97,6 +98,9 @@ LAYOUTS = [
     row("TP2 x PP2 x EP2", fast=True, tensor=2, pipeline=2, expert=2),
     row("TP2 x CP2", tensor=2, context=2),
     row("TP2 x CP2, encoder replicated", tensor=2, context=2, encoder_data=False),
+    row("TP2 x CP2, encoder sharded", tensor=2, context=2, encoder_tensor=True),
+    row("TP2 x CP2, encoder sharded, replicated", tensor=2, context=2, encoder_tensor=True, encoder_data=False),
+    row("TP2 x PP2 x EP2, encoder sharded", tensor=2, pipeline=2, expert=2, encoder_tensor=True),
     row("TP2 x CP2 x EP4", tensor=2, context=2, expert=4),
     row("CP2 x EP2", context=2, expert=2),
     row("CP2 x DP2", context=2, data=2),
@@ -107,6 +111,7 @@ LAYOUTS = [
     row("TP2 + SP", "4.1V", tensor=2),
     row("TP2 without SP", "4.1V", tensor=2, sequence=False),
     row("TP2 without SP, encoder replicated", "4.1V", tensor=2, sequence=False, encoder_data=False),
+    row("TP2 without SP, encoder sharded", "4.1V", tensor=2, sequence=False, encoder_tensor=True),
     row("PP2 x VPP2", "4.1V", pipeline=2, virtual_pipeline=2),
     row("TP2 x CP2", "4.1V", tensor=2, context=2),
     row("TP2 x CP2 without SP", "4.1V", tensor=2, context=2, sequence=False),
@@ -244,15 +249,17 @@ def reference(model: str) -> Found:
     return found
 
 
-SPLIT_BY_TENSOR = re.compile(r"^language\..*(linear_qkv|linear_proj|linear_fc1|linear_fc2)\.(weight|bias)$")
+LINEAR = re.compile(r".*(linear_qkv|linear_proj|linear_fc1|linear_fc2)\.(weight|bias)$")
 LAYER = re.compile(r"^language\.decoder\.layers\.(\d+)\.")
 
 
-def parts(name: str, topology: Topology) -> int:
+def parts(name: str, topology: Topology, encoder_tensor: bool) -> int:
     """Into how many parts a tensor is cut."""
+    if name.startswith("vision.") and not encoder_tensor:
+        return 1
     if ".mlp.experts." in name:
         return topology.expert * topology.expert_tensor
-    if SPLIT_BY_TENSOR.match(name) or name.endswith(("word_embeddings.weight", "output_layer.weight")):
+    if LINEAR.match(name) or name.endswith(("word_embeddings.weight", "output_layer.weight")):
         return topology.tensor
     return 1
 
@@ -265,7 +272,8 @@ def check_shares(layout: Layout, found: Found, topology: Topology) -> None:
         for shard in rank.shards:
             held[shard.name] += shard.gradient.size
         for name, elements in held.items():
-            assert elements * parts(name, topology) == found.gradients[name].size, (name, elements)
+            cut = parts(name, topology, layout.parallel.get("encoder_tensor", False))
+            assert elements * cut == found.gradients[name].size, (name, elements)
         stage = topology.coordinates(number).pipeline
         layers = {int(match[1]) for name in held if (match := LAYER.match(name))}
         every = split[stage] if split else tiny.TEXT.layers // topology.pipeline
@@ -276,7 +284,8 @@ def check_shares(layout: Layout, found: Found, topology: Topology) -> None:
 
 def check_travel(layout: Layout, found: Found, topology: Topology) -> None:
     """Each kind of collective where an axis needs it, and nowhere else."""
-    spread = layout.parallel.get("encoder_data", True) and topology.tensor * topology.context > 1
+    holders = topology.context * (1 if layout.parallel.get("encoder_tensor") else topology.tensor)
+    spread = layout.parallel.get("encoder_data", True) and holders > 1
     sequence = topology.tensor > 1 and layout.parallel.get("sequence", True)
     experts = topology.expert * topology.expert_tensor if MODELS[layout.model].text.moe else 1
     for number, rank in enumerate(found.ranks):

@@ -28,6 +28,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "TP1 PP1 EP1": {},
     "TP2 + SP": {"tensor": 2},
     "TP2 + SP, encoder replicated": {"tensor": 2, "encoder_data": False},
+    "TP2 + SP, encoder sharded": {"tensor": 2, "encoder_tensor": True},
     "PP2": {"pipeline": 2},
     "PP2, uneven 1 + 3 layers": {"pipeline": 2, "pipeline_layers": (1, 3)},
     "PP2 x VPP2": {"pipeline": 2, "virtual_pipeline": 2},

@@ -69,6 +69,11 @@ def refused(config: Config, world: int | None = None, **options: Any) -> ConfigE
         ({"parallel__tensor": 2, "parallel__sequence": False}, "parallel.sequence", "null or true"),
         ({"parallel__sequence": True}, "parallel.sequence", "null or false"),
         ({"parallel__overlap_param_gather": True}, "parallel.overlap_param_gather", "overlap_grad_reduce=true"),
+        (
+            {"parallel__encoder_tensor": True, "parallel__tensor": 2, "model__vision__merger_ffn": 255},
+            "parallel.encoder_tensor",
+            "parallel.encoder_tensor=false or parallel.tensor=1",
+        ),
         ({"parallel__pipeline": 2, "parallel__pipeline_layers": (1, 1)}, "parallel.pipeline_layers", "[2,2] or null"),
         ({"model__text__mrope_section": (1, 2, 3)}, "model.text.mrope_section", "[2,3,3]"),
         ({"model__text__kv_heads": 3}, "model.text.kv_heads", "model.text.kv_heads=2 or 4"),
