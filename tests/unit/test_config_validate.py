@@ -72,7 +72,7 @@ def refused(config: Config, world: int | None = None, **options: Any) -> ConfigE
         (
             {"parallel__encoder_tensor": True, "parallel__tensor": 2, "model__vision__merger_ffn": 255},
             "parallel.encoder_tensor",
-            "parallel.encoder_tensor=false or parallel.tensor=1",
+            "parallel.encoder_tensor=false, or parallel.tensor=1",
         ),
         ({"parallel__pipeline": 2, "parallel__pipeline_layers": (1, 1)}, "parallel.pipeline_layers", "[2,2] or null"),
         ({"model__text__mrope_section": (1, 2, 3)}, "model.text.mrope_section", "[2,3,3]"),
