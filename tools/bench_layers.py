@@ -78,6 +78,7 @@ def measure(config: Config, session: Any, segment: int, steps: int) -> tuple[flo
         post_process=False,
         vp_stage=None,
         encoder_data=False,
+        encoder_tensor=False,
     ).to(session.device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
