@@ -28,6 +28,7 @@ PROVIDED = {"torch": "torch", "yaml": "pyyaml", "PIL": "pillow", "hydra": "hydra
 OPTIONAL = {
     "nvidia": "dali",
     "transformer_engine": "gpu",
+    "math_verify": "rl",
     "apex": "",
     "amp_C": "",
     "fused_weight_gradient_mlp_cuda": "",
