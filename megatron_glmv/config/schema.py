@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .rl import RLConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
@@ -271,6 +273,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
     platform: str = "auto"
     """cuda, cpu, or auto: cuda where a GPU is usable."""
     backend: str = "auto"

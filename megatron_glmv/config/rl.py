@@ -1,0 +1,96 @@
+"""Options of reinforcement learning (`stage=rlcs`). Where a value comes from: docs/rlcs.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurriculumConfig:
+    """Difficulty tiers and how often each is asked (rl/curriculum.py)."""
+
+    enabled: bool = True
+    """False: every prompt of a domain is equally likely."""
+    edges: tuple[float, ...] = (0.0625, 0.3, 0.7, 0.9375)
+    """Pass rates between which the tiers lie, ascending: very hard, hard, middle, easy, very easy."""
+    floor: float = 0.02
+    """Weight of a tier that is all right or all wrong; that of one half right is 1 more."""
+    ema: float = 0.8
+    """Share of a tier's running pass rate that stays when a group of it was seen."""
+    keep: float = 0.5
+    """Share of the older evidence on a prompt that stays when it is seen again; offline labels and grading are the
+    oldest."""
+    label_weight: float = 4.0
+    """Answers that a label from the prompt file counts as."""
+    grade: int = 0
+    """Prompts of each subcategory that the initial model grades before the first step (its rollouts are counted)."""
+    mix: dict[str, float] | None = None
+    """Share of each domain among the prompts, as {math:2,chart:1}; null: alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpansionConfig:
+    """Which of the rolled out groups are trained (rl/expansion.py)."""
+
+    reading: str = "budget"
+    """none: all; rollouts: `groups` are trained and more are rolled out; budget: `groups` are rolled out and fewer are
+    trained; refill: until `groups` valid ones are there (DAPO's dynamic sampling)."""
+    ema: float = 0.8
+    """Share of the ratio's running mean that stays each iteration."""
+    cap: float = 3.0
+    """Largest ratio."""
+    least_valid: float = 0.1
+    """Where no tier has at least this share of valid groups, more rollouts find no more: the ratio is 1."""
+    refill_batches: int = 10
+    """Most batches that `refill` rolls out in an iteration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLConfig:
+    """Reinforcement learning with curriculum sampling; arXiv 2507.01006, section 5."""
+
+    prompts: str = ""
+    """JSON Lines of conversations with answers, in the shape of `glmv eval`."""
+    heldout: str = ""
+    """The same, for evaluation; empty: none."""
+    heldout_each: int = 16
+    """Questions of each task that are evaluated, the first of the file."""
+    heldout_every: int = 10
+    """Steps between evaluations; the first comes before step 1, the last after the last step. 0: only those two."""
+    groups: int = 32
+    """Prompts of an iteration."""
+    group_size: int = 8
+    """Answers to each prompt."""
+    updates: int = 1
+    """Optimizer steps on the answers of an iteration."""
+    max_new_tokens: int = 16
+    """Tokens of an answer, thinking and inserted ones included."""
+    thinking: bool = False
+    """Leave the thinking to the model."""
+    thinking_budget: int | None = None
+    """Tokens after which `</think>` is inserted, so that an answer is given and rewarded; null: never."""
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    """Upper bound of the probability ratio, minus 1; above `clip_low` ("clip-higher")."""
+    ratio: str = "token"
+    """token, or sequence (GSPO)."""
+    loss_mean: str = "sample"
+    """sample: mean over tokens of each answer, then over answers; token: over all tokens."""
+    by_deviation: bool = True
+    """Divide advantages by the group's standard deviation."""
+    tis_cap: float | None = None
+    """Cap of the importance weight between engine and training model; null: none is applied."""
+    drift_limit: float | None = None
+    """Mean difference of log-probabilities between engine and training model over an answer that stops the run; null:
+    1e-3 in fp32, 0.5 in bf16."""
+    verify_weights_every: int = 10
+    """Steps between bitwise comparisons of the engine's weights with the trained ones; the first comes before step
+    1."""
+    batch_size: int = 256
+    """Answers that are generated together."""
+    log_groups: bool = True
+    """Write groups.jsonl: rewards, tiers and advantages of every iteration."""
+    random_rewards: bool = False
+    """A control: rewards are drawn by the seed, whatever the answer is."""
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    expansion: ExpansionConfig = field(default_factory=ExpansionConfig)
