@@ -7,11 +7,12 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from .errors import ConfigError
-from .schema import Config
+from .schema import Config, ModelConfig
 
 REQUIRED = "???"
 """Hydra's word for a value that has to be given."""
@@ -21,7 +22,14 @@ def build(tree: Mapping[str, Any]) -> Config:
     """A `Config` from nested plain values. Raises ConfigError."""
     config = _build(Config, tree, "")
     assert isinstance(config, Config)
+    if config.data.template == "auto":
+        config = replace(config, data=replace(config.data, template=template_of(config.model)))
     return config
+
+
+def template_of(model: ModelConfig) -> str:
+    """The chat template a model was released with. Of the two only GLM-4.1V has norms behind attention and MLP."""
+    return "glm41v" if model.text.sandwich_norm else "glm45v"
 
 
 def skeleton() -> dict[str, Any]:

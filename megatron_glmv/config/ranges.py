@@ -45,7 +45,7 @@ BETWEEN = {  # low <= number < high (or <= where `high` is 1 and `closed`), with
     "model.text.rotary_percent": (0.0, 1.0, True, 0.5),
 }
 NAMES = {
-    "stage.name": ("pretrain",),
+    "stage.name": ("pretrain", "longcontext", "sft"),
     "parallel.pipeline_split": ("even", "balanced"),
     "stage.expert_bias": ("auto", "moving", "frozen"),
     "precision.name": ("fp32", "bf16", "fp8"),

@@ -143,7 +143,7 @@ class DataConfig:
     tokenizer: str = ""
     """Directory with tokenizer.json; empty: the one in `path`/tokenizer."""
     template: str = "glm45v"
-    """Chat template: glm45v or glm41v."""
+    """Chat template: glm45v, glm41v, or (in conf/ and on the command line) auto: that of the model."""
     pack_tokens: int = 8192
     """Tokens of one pack, which is one micro-batch of one sequence."""
     pack_window: int = 1024

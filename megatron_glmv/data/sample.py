@@ -123,13 +123,14 @@ def lay_out_prompt(
     merge: int = 2,
     *,
     thinking: bool = False,
+    closed: bool = True,
 ) -> SampleLayout:
     """What stands before the first token to generate: all of `conversation`, then an opened assistant turn; no loss.
 
     The next token's position is `position_ids.max() + 1` in all three. Raises SampleError as `lay_out` does.
     """
     key = _key(conversation)
-    prompt = generation_prompt(_messages(conversation), template, thinking=thinking, key=key)
+    prompt = generation_prompt(_messages(conversation), template, thinking=thinking, closed=closed, key=key)
     layout = _assemble(prompt, plans, tokenizer, merge, key, ends_in_label=False)
     return replace(layout, labels=np.zeros_like(layout.labels), loss_weights=np.zeros_like(layout.loss_weights))
 

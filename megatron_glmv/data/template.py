@@ -13,7 +13,9 @@ A message of the role `document` stands alone: all its text is trained (pre-trai
 
 Thinking: reasoning (`reasoning_content`, or `<think>..</think>` inside the content) is kept behind the last user turn
 and dropped from earlier ones. Without thinking, GLM-4.5V marks each user turn with `/nothink` and fills in
-`<think></think>`; GLM-4.1V fills in `<think></think>` alone.
+`<think></think>`; GLM-4.1V fills in `<think></think>` alone. Reasoning that is given and empty (`"reasoning_content":
+""`, or `<think></think>` in front of the content) behind a `/nothink` is trained: that is how a model learns what the
+mark asks for (arXiv 2507.01006, section 4).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_glmv.data.errors import SampleError
 from megatron_glmv.data.types import IMAGE, VIDEO, Json
@@ -73,20 +75,23 @@ def render(
     ever a label. Raises SampleError(key, reason) for a message that has no meaning in the template.
     """
     turns = _Turns(messages, template, thinking, key)
-    pieces, last = turns.pieces(), messages[-1]["role"]
-    end = "<|endoftext|>" if last == "document" else "<|user|>"
-    return _joined([*pieces, Special(end, trained=last in ("assistant", "document"))])
+    pieces, last = turns.pieces(), messages[-1]
+    if last["role"] == "document":
+        return _joined([*pieces, Special("<|endoftext|>", trained=True)])
+    return _joined([*pieces, Special("<|user|>", trained=_carries_loss(last))])
 
 
 def generation_prompt(
-    messages: Sequence[Json], template: str = GLM45V, *, thinking: bool = False, key: str = ""
+    messages: Sequence[Json], template: str = GLM45V, *, thinking: bool = False, closed: bool = True, key: str = ""
 ) -> list[Piece]:
     """What stands before the first generated token: the messages and an opened assistant turn.
 
-    thinking=False closes the thinking at once, as training without reasoning has it.
+    thinking=False closes the thinking at once, as training without reasoning has it; with closed=False as well the
+    model reads `/nothink` and writes the empty thinking itself.
     """
     turns = _Turns(messages, template, thinking, key)
-    return _joined([*turns.pieces(), Special("<|assistant|>"), Text("\n"), *([] if thinking else turns.no_thinking())])
+    given = turns.no_thinking() if closed and not thinking else []
+    return _joined([*turns.pieces(), Special("<|assistant|>"), Text("\n"), *given])
 
 
 class _Turns:
@@ -111,17 +116,17 @@ class _Turns:
 
     def pieces(self) -> list[Piece]:
         out: list[Piece] = [Special("[gMASK]"), Special("<sop>")]
-        previous = ""
+        previous: Json = {"role": ""}
         for index, message in enumerate(self.messages):
             out += self._turn(index, message, previous)
-            previous = message["role"]
+            previous = message
         return out
 
-    def _turn(self, index: int, message: Json, previous: str) -> list[Piece]:
-        role = message["role"]
+    def _turn(self, index: int, message: Json, before: Json) -> list[Piece]:
+        role, previous = message["role"], before["role"]
         if role == "document":
             return self._content(message, trained=True)
-        ends_answer = previous == "assistant"
+        ends_answer = _carries_loss(before)
         if role in ("tool", "observation"):
             head: list[Piece] = [] if previous == role else [Special("<|observation|>", ends_answer)]
             if self.template == GLM41V:
@@ -130,7 +135,8 @@ class _Turns:
             return [*head, *response, Special("</tool_response>")]
         head = [Special(f"<|{role}|>", ends_answer), Text("\n")]
         if role == "assistant":
-            return [*head, *self._answer(index, message)]
+            answer = self._answer(index, message)
+            return [*head, *(answer if _carries_loss(message) else map(_untrained, answer))]
         body = self._content(message)
         if role == "user" and self.template == GLM45V and not self.thinking:
             body.append(Special("/nothink"))
@@ -139,8 +145,10 @@ class _Turns:
     def _answer(self, index: int, message: Json) -> list[Piece]:
         reasoning, answer = self._reasoning_and_answer(message)
         kept = self.thinking and index > self.last_user
+        # Only GLM-4.5V has the mark that asks for it; without a mark the same prompt would ask for both.
+        learned = self.template == GLM45V and not self.thinking and reasoning == ""
         out: list[Piece]
-        if kept:
+        if kept or learned:
             thought = [Text(reasoning, True)] if reasoning else []
             out = [Special("<think>", True), *thought, Special("</think>", True), *self._opening(True)]
         else:
@@ -149,7 +157,7 @@ class _Turns:
         if self.template == GLM41V:
             return [*out, Special("</answer>", True)]
         calls = message.get("tool_calls") or ()
-        if not answer and out[-1] == Text("\n", kept):
+        if not answer and out[-1] == Text("\n", kept or learned):
             out.pop()  # the line end belongs to the answer
         for call in calls:
             out += self._tool_call(call)
@@ -197,8 +205,9 @@ class _Turns:
                 raise SampleError(self.key, f"a content part of type {kind!r} is not text, image or video")
         return out
 
-    def _reasoning_and_answer(self, message: Json) -> tuple[str, list[Piece]]:
-        """An assistant message as (reasoning, answer pieces); tags written inside the text are taken apart."""
+    def _reasoning_and_answer(self, message: Json) -> tuple[str | None, list[Piece]]:
+        """An assistant message as (reasoning, answer pieces); tags written inside the text are taken apart. None: the
+        message says nothing of reasoning."""
         pieces = self._content({**message, "content": message.get("content") or ""}, trained=True)
         reasoning = message.get("reasoning_content")
         first = pieces[0] if pieces else None
@@ -216,11 +225,19 @@ class _Turns:
             text = text.rstrip() if position == len(pieces) - 1 else text
             for part in filter(None, _ANSWER_MARKUP.split(text)):
                 answer.append(Special(part, True) if _ANSWER_MARKUP.fullmatch(part) else Text(part, True))
-        return (reasoning or "").strip(), answer
+        return None if reasoning is None else reasoning.strip(), answer
 
 
 def _is_answer(message: Json) -> bool:
     return bool(message["role"] == "assistant")
+
+
+def _carries_loss(message: Json) -> bool:
+    return _is_answer(message) and message.get("weight") != 0
+
+
+def _untrained(piece: Piece) -> Piece:
+    return piece if isinstance(piece, Media) else replace(piece, trained=False)
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:

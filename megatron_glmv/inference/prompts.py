@@ -40,10 +40,11 @@ class PromptBuilder:
     def __init__(self, tokenizer: Tokenizer, files: MediaFiles) -> None:
         self.tokenizer, self.files = tokenizer, files
 
-    def build(self, conversation: Json, *, thinking: bool = False) -> Prompt:
+    def build(self, conversation: Json, *, thinking: bool = False, closed: bool = True) -> Prompt:
         """Media paths in the conversation are absolute, or relative to the working directory.
 
-        thinking=False opens the answer with the thinking already closed. Raises SampleError where the conversation has
+        thinking=False opens the answer with the thinking already closed, or with closed=False leaves that to the model
+        (template.generation_prompt). Raises SampleError where the conversation has
         no meaning in the template or a file cannot be used.
         """
         try:
@@ -53,7 +54,7 @@ class PromptBuilder:
         media = tuple(self.files.look(kind, Path(path)) for kind, path in references)
         plans = [medium.plan for medium in media]
         template, merge = self.files.data.template, self.files.vision.merge
-        layout = lay_out_prompt(conversation, plans, self.tokenizer, template, merge, thinking=thinking)
+        layout = lay_out_prompt(conversation, plans, self.tokenizer, template, merge, thinking=thinking, closed=closed)
         return Prompt(
             input_ids=torch.from_numpy(layout.input_ids),
             position_ids=torch.from_numpy(layout.position_ids),

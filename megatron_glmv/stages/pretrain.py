@@ -1,4 +1,9 @@
-"""Pre-training and every other stage whose loss is next-token prediction on packs."""
+"""Pre-training and every other stage whose loss is next-token prediction on packs.
+
+Long-context training and SFT are the same program over other data and options: which tokens carry loss is said by the
+conversations and their template, whether expert biases move by the stage's config, the length of a pack and the
+layout by the rest of it. What they start from is `init_from`.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +35,8 @@ from megatron_glmv.train.feed import Feed
 from megatron_glmv.train.loop import Parts, train
 from megatron_glmv.train.metrics import Recorder
 from megatron_glmv.train.state import TrainState
+
+STAGES = ("pretrain", "longcontext", "sft")
 
 
 def run(config: Config, run_dir: Path, session: Session) -> int:
@@ -96,7 +103,7 @@ def _train(
         recorder.note(
             f"{config.model.name} on {groups.topology.describe()}, {session.platform.name}, from step {state.step}"
         )
-        for line in describe(config.precision):
+        for line in (*describe(config.precision), *_origin(config, state)):
             recorder.note(line)
 
     def save(at: TrainState) -> None:
@@ -122,3 +129,13 @@ def _train(
         feed.close()
         if recorder is not None:
             recorder.close()
+
+
+def _origin(config: Config, state: TrainState) -> list[str]:
+    """Where the weights of a run's first step come from, as a line where it is worth one."""
+    if state.step:
+        return []
+    if config.init_from:
+        return [f"weights from {config.init_from}"]
+    later = config.stage.name != STAGES[0]
+    return [f"stage {config.stage.name} starts from random weights: init_from=RUN takes trained ones"] if later else []

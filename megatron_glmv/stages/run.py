@@ -45,7 +45,7 @@ def run_rank(config: Config, run_dir: Path, context: RankContext) -> int:
     from megatron_glmv.stages import pretrain
     from megatron_glmv.stages.session import open_session
 
-    stages: dict[str, Any] = {"pretrain": pretrain.run}
+    stages: dict[str, Any] = dict.fromkeys(pretrain.STAGES, pretrain.run)
     if config.stage.name not in stages:
         raise ConfigError("stage.name", config.stage.name, "is not a stage", fix=f"one of {', '.join(stages)}")
     with open_session(config, context) as session:

@@ -82,6 +82,32 @@ def test_asking_for_thinking_trains_an_empty_thought_and_asking_for_none_drops_a
     assert "It stands" not in as_text(render(REASONED, GLM45V, thinking=False))
 
 
+QUIET = [{**m, "reasoning_content": ""} if m["role"] == "assistant" else m for m in PLAIN]
+"""PLAIN as SFT data has it: the model itself says that it does not think."""
+
+
+def test_an_empty_thought_that_is_given_is_learned_behind_nothink() -> None:
+    assert as_text(render(QUIET, GLM45V)) == as_text(render(PLAIN, GLM45V))
+    assert trained_text(QUIET, GLM45V) == "<think></think>\nred<|user|>|<think></think>\ncircle<|user|>"
+    spelled = [*QUIET[:4], {"role": "assistant", "content": "<think></think>circle"}]
+    assert render(spelled, GLM45V) == render(QUIET, GLM45V)
+    asked = generation_prompt(PLAIN[:-1], GLM45V, closed=False)
+    assert as_text(asked).endswith("shape?/nothink<|assistant|>\n")
+    assert as_text(render(QUIET, GLM45V)).startswith(as_text(asked))
+
+
+def test_glm41v_has_no_mark_that_asks_for_an_empty_thought_and_learns_none() -> None:
+    assert render(QUIET, GLM41V) == render(PLAIN, GLM41V)
+
+
+@pytest.mark.parametrize("template", [GLM45V, GLM41V])
+def test_an_answer_of_weight_0_carries_no_loss_and_nor_does_the_token_that_ends_it(template: str) -> None:
+    messages = [PLAIN[0], PLAIN[1], {**PLAIN[2], "weight": 0}, PLAIN[3], {**PLAIN[4], "weight": 1}]
+    assert as_text(render(messages, template)) == as_text(render(PLAIN, template))
+    assert trained_text(messages, template) == trained_text(PLAIN, template).split("<|user|>|")[1]
+    assert trained_text([*messages[:4], {**PLAIN[4], "weight": 0}], template) == ""
+
+
 @pytest.mark.parametrize("template", [GLM45V, GLM41V])
 @pytest.mark.parametrize(("messages", "thinking"), [(PLAIN, False), (REASONED, True)])
 def test_a_generation_prompt_is_what_training_shows_before_the_first_trained_token(
