@@ -4,10 +4,46 @@ from __future__ import annotations
 
 import difflib
 
-from megatron_glmv.rl.rewards import exact, mathematics
+from megatron_glmv.rl.rewards import (
+    chart,
+    choice,
+    counting,
+    document,
+    exact,
+    geo,
+    grounding,
+    gui_action,
+    gui_grounding,
+    logic,
+    mathematics,
+    ocr,
+    science,
+    vqa,
+)
 from megatron_glmv.rl.rewards.types import Verifier
 
-VERIFIERS: dict[str, Verifier] = {v.name: v for v in (exact.VERIFIER, mathematics.VERIFIER)}
+VERIFIERS: dict[str, Verifier] = {
+    verifier.name: verifier
+    for verifier in (
+        exact.VERIFIER,
+        mathematics.VERIFIER,
+        science.PHYSICS,
+        science.CHEMISTRY,
+        chart.VERIFIER,
+        ocr.VERIFIER,
+        vqa.VERIFIER,
+        counting.VERIFIER,
+        grounding.VERIFIER,
+        vqa.SPATIAL,
+        gui_action.VERIFIER,
+        gui_grounding.VERIFIER,
+        vqa.VIDEO,
+        document.VERIFIER,
+        geo.VERIFIER,
+        logic.VERIFIER,
+        choice.VERIFIER,
+    )
+}
 """Every verifier by its own name, which is its domain's, too."""
 
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -30,6 +66,18 @@ ALIASES: dict[str, tuple[str, ...]] = {
         *("video_colour", "video_shape", "video_start", "video_end", "direction"),
     ),
     "math": ("mathematics", "stem", "geometry"),
+    "chart": ("chart_qa", "charts"),
+    "ocr": ("text_recognition",),
+    "vqa": ("general_vqa", "visual_qa", "gui_qa"),
+    "grounding": ("visual_grounding", "detection", "referring"),
+    "spatial": ("spatial_reasoning",),
+    "gui_action": ("gui", "gui_agent", "androidworld", "osworld", "webvoyager", "action"),
+    "gui_grounding": ("screen_grounding",),
+    "video_qa": ("video", "video_understanding"),
+    "long_document": ("document", "document_qa", "long_doc", "doc"),
+    "geo": ("geoguess", "geo_guess", "geoquest", "geolocation"),
+    "logic": ("logical_reasoning", "puzzle"),
+    "multiple_choice": ("mcq", "choice", "multi_choice"),
 }
 """Other names of a domain, by verifier. Those of `exact` are the project's synthetic tasks."""
 

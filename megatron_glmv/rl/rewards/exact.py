@@ -7,11 +7,15 @@ word, so a box may be left out.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from megatron_glmv.evaluate.metrics import normalise
 from megatron_glmv.rl.rewards.types import OPTIONAL, Verdict, Verifier, right, wrong
+
+LONGEST_SYMBOL = 3
+"""A longer run of letters is a word: its case says nothing."""
 
 
 def references(answer: Any) -> list[str]:
@@ -23,6 +27,17 @@ def references(answer: Any) -> list[str]:
 def same_text(final: str, answer: Any) -> bool:
     said = normalise(final)
     return said != "" and any(said == normalise(reference) for reference in references(answer))
+
+
+def same_symbols(final: str, answer: Any) -> bool:
+    """As `same_text`, but case matters wherever it may mean something: CO and Co, mW and MW, x and X."""
+    said = " ".join(unicodedata.normalize("NFKC", final).split())
+    for reference in references(answer):
+        meant = " ".join(unicodedata.normalize("NFKC", reference).split())
+        words = all(len(word) > LONGEST_SYMBOL and word.isalpha() for word in meant.split())
+        if said and (said == meant or (words and normalise(said) == normalise(meant))):
+            return True
+    return False
 
 
 def check(final: str, answer: Any, extra: Mapping[str, Any]) -> Verdict:

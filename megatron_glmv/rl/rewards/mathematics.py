@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_glmv.rl.rewards.exact import references, same_text
+from megatron_glmv.rl.rewards.exact import references, same_symbols
 from megatron_glmv.rl.rewards.numbers import close, parse_number, plain
 from megatron_glmv.rl.rewards.types import Verdict, Verifier, right, undecided, wrong
 
@@ -31,7 +31,7 @@ _UNICODE = str.maketrans({"π": "\\pi ", "∞": "\\infty ", "×": "\\times ", "�
 
 def check(final: str, answer: Any, extra: Mapping[str, Any]) -> Verdict:
     tolerance = float(extra.get("tolerance", TOLERANCE))
-    if same_text(final, answer):
+    if same_symbols(final, answer):
         return right("the same text")
     said = parse_number(final)
     for reference in references(answer):

@@ -42,9 +42,8 @@ class Judge:
         """End the processes; the next `judge` would start new ones."""
         self._pool.close()
 
-    @staticmethod
-    def require(domains: Iterable[str]) -> None:
-        """Raise ConfigError for the first domain that no verifier judges: ask before a run, not during it."""
+    def require(self, domains: Iterable[str]) -> None:
+        """Raise ConfigError for the first domain that cannot be judged: ask before a run, not during it."""
         for domain in domains:
             verifier = find(domain)
             if verifier is None:

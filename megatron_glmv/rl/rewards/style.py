@@ -6,7 +6,6 @@ The rules and their limits are the released reward system's (language_mix, detec
 from __future__ import annotations
 
 import re
-from collections import Counter
 
 CHINESE_CHARS, CHINESE_SHARE = 50, 0.8
 """A Chinese paragraph: at least so many characters, so much of it Chinese."""
@@ -55,11 +54,16 @@ def repetition(text: str) -> int:
     text = _BLANK.sub(" ", text)
     if len(text) < WINDOW * REPEATS:
         return 0
-    seen: Counter[str] = Counter()
-    free_from: dict[str, int] = {}
+    seen: dict[int, int] = {}  # hash of a window -> times; the windows themselves would be 50 times the text
+    free_from: dict[int, int] = {}
+    most = 1
     for start in range(len(text) - WINDOW + 1):
         window = text[start : start + WINDOW]
-        if start >= free_from.get(window, 0):
-            free_from[window] = start + WINDOW
-            seen[window] += 1
-    return max((n for window, n in seen.items() if len(set(window)) > 2), default=0)
+        key = hash(window)
+        if start < free_from.get(key, 0):
+            continue
+        free_from[key] = start + WINDOW
+        seen[key] = times = seen.get(key, 0) + 1
+        if times > most and len(set(window)) > 2:
+            most = times
+    return most
