@@ -36,6 +36,10 @@ from megatron_glmv.config.schema import ModelConfig
 LIMIT, RLIMIT = "2GiB", 5 << 29
 TRANSFORMERS = """
 import sys
+import torch
+torchvision = torch.library.Library("torchvision", "DEF")  # its CUDA wheel lacks two operators on a CPU
+for name in ("nms", "qnms") if not torch.cuda.is_available() else ():
+    torchvision.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 from transformers import Glm4vMoeForConditionalGeneration as Model
 Model.from_pretrained(sys.argv[1], dtype="auto").save_pretrained(sys.argv[2])
 """
@@ -76,7 +80,9 @@ def write(model: ModelConfig, experts: Experts, out: Path) -> int:
                 left = target.bytes
                 while left:
                     left -= file.write(noise[: min(left, len(noise))])
-    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (out / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map})
+    )
     (out / "config.json").write_text(json.dumps({**model_to_hf(model), "dtype": "bfloat16"}))
     return total
 
@@ -84,11 +90,11 @@ def write(model: ModelConfig, experts: Experts, out: Path) -> int:
 def measured(name: str, command: Sequence[str], limit: int | None = None) -> Run:
     """Runs a command to its end, with a limit on its data segment (anonymous memory)."""
     os.sync()
-    limits = (lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))) if limit else None
     before, began, memory = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), 0
-    process = subprocess.Popen(
-        command, preexec_fn=limits, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
+    if limit:
+        command = ["prlimit", f"--data={limit}", *command]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     while process.poll() is None:
         try:
             found = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
@@ -126,9 +132,8 @@ def bench(work: Path, model: ModelConfig, experts: Experts, workers: int, transf
     print(f"{'':14}{'seconds':>9}{'CPU s':>9}{'GB/s':>8}{'x cp':>7}{'x CPU':>7}{'GiB':>8}")
     for run in runs:
         ratios = f"{run.seconds / runs[0].seconds:7.2f}{run.cpu / runs[0].cpu:7.2f}"
-        print(
-            f"{run.name:14}{run.seconds:9.1f}{run.cpu:9.1f}{total / 1e9 / run.seconds:8.2f}{ratios}{run.memory / 2**30:8.2f}"
-        )
+        rate, memory = total / 1e9 / run.seconds, run.memory / 2**30
+        print(f"{run.name:14}{run.seconds:9.1f}{run.cpu:9.1f}{rate:8.2f}{ratios}{memory:8.2f}", flush=True)
 
 
 def main() -> None:

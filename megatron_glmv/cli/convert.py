@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from megatron_glmv.config.errors import ConfigError
+
 app = typer.Typer(no_args_is_help=True, help="Between transformers' checkpoints and ours; whether two are equal.")
 
 Workers = Annotated[int | None, typer.Option(min=1, help="Files written at a time; default: the cores.")]
@@ -65,6 +67,12 @@ def verify(
     a: Annotated[Path, typer.Argument(help="A directory of transformers', or a checkpoint or run of ours.")],
     b: Annotated[Path, typer.Argument(help="The other one, of either format.")],
     round_to: Annotated[str, typer.Option(help="bf16: one side may be the other, rounded.")] = "",
+    logits: Annotated[
+        bool, typer.Option("--logits", help="Also compute: transformers with one, our model with the other.")
+    ] = False,
+    given: Annotated[
+        Path | None, typer.Option("--input", help="For --logits: outputs of transformers' processor (docs/score.md).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     workers: Workers = None,
     memory_limit: MemoryLimit = "",
@@ -73,10 +81,23 @@ def verify(
     from megatron_glmv.checkpoint.hf.memory import parse_size
     from megatron_glmv.checkpoint.hf.verify import verify
 
+    if given is not None and not logits:
+        raise ConfigError("--input", given, "is for --logits", "give both")
     limit = parse_size(memory_limit, "--memory-limit") if memory_limit else None
     verdict = verify(a, b, round_to=round_to, workers=workers, memory_limit=limit)
-    print(json.dumps(verdict.to_json(), indent=1) if as_json else verdict)
-    raise typer.Exit(verdict.exit_code)
+    if not as_json:
+        print(verdict)
+    content, exit_code = verdict.to_json(), verdict.exit_code
+    if logits and verdict.tensors:  # the models have the same shapes
+        from megatron_glmv.inference.layers import compare_layers
+
+        computed = compare_layers(a, b, given=given, round_to=round_to, memory_limit=limit, say=_say)
+        content["layers"], exit_code = computed.to_json(), exit_code or computed.exit_code
+        if not as_json:
+            print(computed)
+    if as_json:
+        print(json.dumps(content, indent=1))
+    raise typer.Exit(exit_code)
 
 
 def _say(line: str) -> None:

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 RELOAD = Path(__file__).with_name("reload.py")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
-CASE = "mixture"
+CASE, IMAGES = "mixture", "right"
+"""Of parity/cases.py: images and videos, padding left; images alone, padding right."""
 
 
 def run_apart(script: Path, job: Path) -> None:
@@ -36,8 +37,9 @@ def make_reference(job: Path, models: dict[str, Any]) -> Reference:
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     job = tmp_path_factory.mktemp("written")
     (job / "inputs").mkdir()
-    save_file(inputs(CASES[CASE]), job / "inputs" / f"{CASE}.safetensors")
-    return make_reference(job, {name: {**model, "cases": [CASE]} for name, model in MODELS.items()})
+    for case in (CASE, IMAGES):
+        save_file(inputs(CASES[case]), job / "inputs" / f"{case}.safetensors")
+    return make_reference(job, {name: {**model, "cases": [CASE, IMAGES]} for name, model in MODELS.items()})
 
 
 def reload(job: Path, directories: Sequence[Path], given: Path) -> list[dict[str, Any]]:
