@@ -270,7 +270,7 @@ def _run_reference(job: Path, directory: Path, given: Path, rounded: bool) -> di
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
         if "transformers" in last and "No module" in last:
-            raise ConfigError("--logits", None, "needs transformers", "pip install 'transformers>=5.20,<6'")
+            raise ConfigError("--logits", None, "needs transformers", "pip install 'megatron-glmv[verify]'")
         raise ReadError(f"transformers cannot compute with {directory}: {last}")
     report: dict[str, Any] = json.loads((job / "theirs.json").read_text())
     return report

@@ -29,6 +29,7 @@ OPTIONAL = {
     "nvidia": "dali",
     "transformer_engine": "gpu",
     "math_verify": "rl",
+    "transformers": "verify",
     "apex": "",
     "amp_C": "",
     "fused_weight_gradient_mlp_cuda": "",
