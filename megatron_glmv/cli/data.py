@@ -63,3 +63,41 @@ def show(
     from megatron_glmv.data.commands import show_sample
 
     show_sample(shard, key, overrides or [], save=save)
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Option(help="Directory to fill; an unfinished one is gone on with.")],
+    samples: Annotated[int, typer.Option(help="Samples of all domains and tiers together.")] = 1000,
+    domains: Annotated[str, typer.Option(help="Names with commas between, or all.")] = "all",
+    tiers: Annotated[
+        str, typer.Option(help="Difficulties 0 (112 x 112 pixels, learnable in minutes) to 3.")
+    ] = "0,1,2,3",
+    split: Annotated[str, typer.Option(help="train, val (train's templates, other seeds) or heldout.")] = "train",
+    form: Annotated[str, typer.Option(help="pretrain, sft, or questions (for RL pools and evaluation).")] = "pretrain",
+    thinking: Annotated[str, typer.Option(help="Of sft: mixed, on or off.")] = "mixed",
+    seed: int = 0,
+    scale: Annotated[int, typer.Option(help="Pictures are this many times as large.")] = 1,
+    samples_per_shard: int = 500,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="A JSONL file with media instead of shards.")] = False,
+    vocab: Annotated[int, typer.Option(help="Train a tokenizer of this size beside OUT, too.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes; the result does not depend on it.")] = 2,
+) -> None:
+    """Procedural samples of every domain, with exact answers, in four tiers. See docs/synthetic.md."""
+    from megatron_glmv.data.synthetic.domains.command import synthesise
+
+    synthesise(
+        out,
+        samples=samples,
+        domains=domains,
+        tiers=tiers,
+        split=split,
+        form=form,
+        thinking=thinking,
+        seed=seed,
+        scale=scale,
+        part=samples_per_shard,
+        shards=False if jsonl else None,
+        vocab=vocab,
+        workers=workers,
+    )

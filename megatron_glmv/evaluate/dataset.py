@@ -27,10 +27,12 @@ class Question:
     answer: str
     choices: tuple[str, ...]
     messages: list[Json]
+    stated_chance: float = 0.0
+    """Share right by chance of a question without choices, where the file states it."""
 
     @property
     def chance(self) -> float:
-        return 1 / len(self.choices) if self.choices else 0.0
+        return 1 / len(self.choices) if self.choices else self.stated_chance
 
     @property
     def media(self) -> tuple[tuple[str, str], ...]:
@@ -55,8 +57,8 @@ def load_questions(path: Path, limit: int | None = None) -> list[Question]:
     """Reads at most `limit` questions of each task (all where None), in the order of the file.
 
     A line is {"id", "messages"} in transformers' chat shape with media paths relative to the file, and may have "task",
-    "tier", "domain", "answer" and "choices". Without "answer" the last turn must be the assistant's and is the answer.
-    Raises DataError, naming the line.
+    "tier", "domain", "answer", "choices" and "chance". Without "answer" the last turn must be the assistant's and is
+    the answer. Raises DataError, naming the line.
     """
     if not path.is_file():
         raise DataError(path, "is not a file of questions (JSON Lines)")
@@ -102,6 +104,7 @@ def parse_question(line: Any, folder: Path, default_id: str) -> Question:
         answer=str(answer),
         choices=tuple(str(choice) for choice in line.get("choices") or ()),
         messages=messages,
+        stated_chance=float(line.get("chance", 0.0)),
     )
 
 
