@@ -4,9 +4,10 @@
     python tools/bench_convert.py --work /scratch/bench --experts 32
 
 The checkpoint is synthetic: embedding, head, one dense and one MoE layer of GLM-4.5V and one block of its encoder, all
-of full width, in bf16. Everything runs as a process of its own, one after the other, in one run; import and export with
---memory-limit 2GiB under an RLIMIT_DATA of 2.5 GiB. Memory is the most anonymous memory seen from outside, every 20 ms.
-What is read has just been written, so it comes from the page cache for all where that is large enough.
+of full width, in bf16. Everything runs as a process of its own, one after the other, in --repeat rounds, of which
+medians are shown (the most for memory); import and export with --memory-limit 2GiB under an RLIMIT_DATA of 2.5 GiB.
+What is written is on the disk when a time ends, on all sides. Memory is the most anonymous memory seen from outside,
+every 20 ms. What is read has just been written, so it comes from the page cache for all where that is large enough.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -35,13 +37,16 @@ from megatron_glmv.config.schema import ModelConfig
 
 LIMIT, RLIMIT = "2GiB", 5 << 29
 TRANSFORMERS = """
-import sys
+import os, sys
 import torch
 torchvision = torch.library.Library("torchvision", "DEF")  # its CUDA wheel lacks two operators on a CPU
 for name in ("nms", "qnms") if not torch.cuda.is_available() else ():
     torchvision.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 from transformers import Glm4vMoeForConditionalGeneration as Model
 Model.from_pretrained(sys.argv[1], dtype="auto").save_pretrained(sys.argv[2])
+for name in os.listdir(sys.argv[2]):
+    file = os.open(os.path.join(sys.argv[2], name), os.O_RDONLY)
+    os.fsync(file)
 """
 
 
@@ -109,10 +114,9 @@ def measured(name: str, command: Sequence[str], limit: int | None = None) -> Run
     return Run(name, seconds, cpu, memory)
 
 
-def bench(work: Path, model: ModelConfig, experts: Experts, workers: int, transformers: bool) -> None:
-    source, total = work / "hf", 0
-    total = write(model, experts, source)
-    print(f"\nexperts {experts}: {total / 1e9:.2f} GB in bf16, {workers} workers", flush=True)
+def once(work: Path, workers: int, transformers: bool) -> list[Run]:
+    """One round over WORK/hf."""
+    source = work / "hf"
     glmv = [sys.executable, "-m", "megatron_glmv.cli", "convert"]
     bounds = ["--workers", str(workers), "--memory-limit", LIMIT]
     copied = f"cp -r {source} {work}/copy && sync {work}/copy/* && cat {work}/copy/*.safetensors | sha256sum"
@@ -128,10 +132,21 @@ def bench(work: Path, model: ModelConfig, experts: Experts, workers: int, transf
     if transformers:
         runs.append(measured("transformers", [sys.executable, "-c", TRANSFORMERS, str(source), str(work / "theirs")]))
         shutil.rmtree(work / "theirs")
-    shutil.rmtree(source)
+    return runs
+
+
+def bench(work: Path, model: ModelConfig, experts: Experts, workers: int, transformers: bool, repeat: int) -> None:
+    total = write(model, experts, work / "hf")
+    print(f"\nexperts {experts}: {total / 1e9:.2f} GB in bf16, {workers} workers, {repeat} rounds", flush=True)
+    rounds = [once(work, workers, transformers) for _ in range(repeat)]
+    shutil.rmtree(work / "hf")
     print(f"{'':14}{'seconds':>9}{'CPU s':>9}{'GB/s':>8}{'x cp':>7}{'x CPU':>7}{'GiB':>8}")
-    for run in runs:
-        ratios = f"{run.seconds / runs[0].seconds:7.2f}{run.cpu / runs[0].cpu:7.2f}"
+    base: Run | None = None
+    for same in zip(*rounds, strict=True):
+        seconds, cpu = (median(getattr(run, name) for run in same) for name in ("seconds", "cpu"))
+        run = Run(same[0].name, seconds, cpu, max(run.memory for run in same))
+        base = base or run
+        ratios = f"{run.seconds / base.seconds:7.2f}{run.cpu / base.cpu:7.2f}"
         rate, memory = total / 1e9 / run.seconds, run.memory / 2**30
         print(f"{run.name:14}{run.seconds:9.1f}{run.cpu:9.1f}{rate:8.2f}{ratios}{memory:8.2f}", flush=True)
 
@@ -144,13 +159,15 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=128, help="of the MoE layer; fewer where disk or memory lacks")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--kind", choices=["single", "fused", "both"], default="both")
+    parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--without-transformers", action="store_true")
     options = parser.parse_args()
     options.work.mkdir(parents=True)
     kinds: list[Experts] = ["single", "fused"] if options.kind == "both" else [options.kind]
     try:
         for kind in kinds:
-            bench(options.work, full_width(options.experts), kind, options.workers, not options.without_transformers)
+            with_transformers = not options.without_transformers
+            bench(options.work, full_width(options.experts), kind, options.workers, with_transformers, options.repeat)
     finally:
         shutil.rmtree(options.work)
 

@@ -19,9 +19,15 @@ MemoryLimit = Annotated[str, typer.Option(help="For anonymous memory, like 2GiB;
 
 @app.command("import")
 def import_(
-    hf: Annotated[Path, typer.Option(help="Directory with config.json and safetensors.")],
     out: Annotated[Path, typer.Option(help="New directory; a run starts from it with init_from=.")],
-    tokenizer: Annotated[Path | None, typer.Option(help="Folder; default: the one of --hf.")] = None,
+    hf: Annotated[Path | None, typer.Option(help="Directory of GLM-4.5V or GLM-4.1V.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Instead: GLM-4.5-Air or GLM-4-9B-0414, for the decoder.")] = None,
+    vision: Annotated[Path | None, typer.Option(help="With --text: AIMv2, for the encoder.")] = None,
+    rope_theta: Annotated[float | None, typer.Option(help="Rotary base; default: that of --text.")] = None,
+    merger_ffn: Annotated[int | None, typer.Option(help="Width of the merger; default: the dense layers'.")] = None,
+    patch_init: Annotated[str, typer.Option(help="How AIMv2's patch kernel gets a time axis: average, first.")] = "",
+    seed: Annotated[int | None, typer.Option(help="Of the weights between --vision and --text; default 1234.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder; default: that of --hf or --text.")] = None,
     without_tokenizer: Annotated[
         bool, typer.Option("--without-tokenizer", help="Weights that are only scored.")
     ] = False,
@@ -31,12 +37,24 @@ def import_(
     workers: Workers = None,
     memory_limit: MemoryLimit = "",
 ) -> None:
-    """safetensors of GLM-4.5V or GLM-4.1V to a checkpoint that any layout loads. Run again after a kill: it goes on."""
+    """safetensors of GLM-4.5V or GLM-4.1V, or of a text model and AIMv2 (where pre-training starts), to a checkpoint
+    that any layout loads. Run again after a kill: it goes on."""
     from megatron_glmv.checkpoint.hf.importing import ImportOptions, import_hf
     from megatron_glmv.checkpoint.hf.memory import parse_size
+    from megatron_glmv.checkpoint.hf.start import StartOptions
 
     limit = parse_size(memory_limit, "--memory-limit") if memory_limit else None
-    options = ImportOptions(hf, out, tokenizer, without_tokenizer, allow_rounded_bias, workers, limit)
+    start = {"rope_theta": rope_theta, "merger_ffn": merger_ffn, "patch_init": patch_init or None, "seed": seed}
+    given = {name: value for name, value in start.items() if value is not None}
+    source: Path | StartOptions
+    if hf is not None and text is None and vision is None and not given:
+        source = hf
+    elif hf is None and text is not None and vision is not None:
+        source = StartOptions(text, vision, **given)  # type: ignore[arg-type]  # each of its own type
+    else:
+        named = [f"--{name.replace('_', '-')}" for name in given]
+        raise ConfigError("--hf", hf, f"goes without --text, --vision{', '.join(['', *named])}", "--hf, or both others")
+    options = ImportOptions(source, out, tokenizer, without_tokenizer, allow_rounded_bias, workers, limit)
     print(import_hf(options, _say))
 
 

@@ -238,6 +238,7 @@ def test_a_model_that_transformers_has_no_class_for_is_not_exported() -> None:
     for wrong, field in (
         (replace(tiny.MODEL, text=replace(tiny.TEXT, sandwich_norm=True)), "sandwich_norm"),
         (replace(tiny.MODEL, vision=replace(tiny.VISION, ffn=96)), "vision.ffn"),
+        (replace(tiny.DENSE, text=replace(tiny.DENSE.text, head_dim=2 * tiny.DENSE.text.head_dim)), "head_dim"),
     ):
         with pytest.raises(ConfigError, match=field):
             model_to_hf(wrong)

@@ -14,10 +14,10 @@ from megatron_glmv.config.schema import ModelConfig, MoEConfig, TextConfig, Visi
 
 Json = dict[str, Any]
 
-GLM45V, GLM41V, AIR = "glm4v_moe", "glm4v", "glm4_moe"
-"""model_type of GLM-4.5V, GLM-4.1V, and the text model GLM-4.5-Air."""
+GLM45V, GLM41V, AIR, GLM4 = "glm4v_moe", "glm4v", "glm4_moe", "glm4"
+"""model_type of GLM-4.5V, GLM-4.1V, and of the text models GLM-4.5-Air and GLM-4-9B-0414 that they started from."""
 ARCHITECTURES = {GLM45V: "Glm4vMoeForConditionalGeneration", GLM41V: "Glm4vForConditionalGeneration"}
-OURS = {GLM45V: "glm45v", GLM41V: "glm41v", AIR: "glm45air"}
+OURS = {GLM45V: "glm45v", GLM41V: "glm41v"}
 
 FIXED: tuple[tuple[str, str, Any], ...] = (
     ("text_config", "hidden_act", "silu"),
@@ -221,6 +221,10 @@ def model_type(model: ModelConfig) -> str:
             "model.vision.ffn",
             vision.ffn,
             f"transformers makes the encoder's MLP as wide as the decoder ({text.hidden}) and cannot load this model",
+        )
+    if text.moe is None and text.heads * text.head_dim != text.hidden:
+        raise ConfigError(
+            "model.text.head_dim", text.head_dim, f"transformers' {other} divides hidden={text.hidden} by its heads"
         )
     if text.moe is not None and text.moe.shared_ffn % text.moe.ffn:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""transformers' checkpoint to ours.
+"""transformers' checkpoint, or a text model and an encoder to start pre-training from, to ours.
 
     OUT/checkpoints/step_0    a checkpoint without optimizer (docs/checkpoint_format.md): init_from=OUT, --ckpt OUT
     OUT/tokenizer             the tokenizer, whose fingerprint the checkpoint has
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata as packages
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -29,10 +29,12 @@ import megatron_glmv
 from megatron_glmv.checkpoint import index, manifest
 from megatron_glmv.checkpoint.errors import MismatchError
 from megatron_glmv.checkpoint.hf.assets import carried, tokenizer_of
-from megatron_glmv.checkpoint.hf.mapping import Entry
+from megatron_glmv.checkpoint.hf.mapping import Entry, NameMapping
 from megatron_glmv.checkpoint.hf.memory import Watch, plan_workers, readable
 from megatron_glmv.checkpoint.hf.progress import Progress
-from megatron_glmv.checkpoint.hf.rows import HfRows, open_hf
+from megatron_glmv.checkpoint.hf.rows import Rows, open_hf
+from megatron_glmv.checkpoint.hf.safetensors import Stored
+from megatron_glmv.checkpoint.hf.start import StartOptions, StartRows, open_start
 from megatron_glmv.checkpoint.hf.work import HashedFile, Piece, Workspace, check_target
 from megatron_glmv.checkpoint.manifest import FileRecord, Manifest
 from megatron_glmv.checkpoint.reader import MCORE_CONFIG, MCORE_CONFIG_FILE, STATE_FILE
@@ -67,9 +69,20 @@ class Part:
         return (self.start, *(0,) * (len(shape) - 1)), (self.rows, *shape[1:])
 
 
+class Source(Rows, Protocol):
+    """What is imported."""
+
+    @property
+    def mapping(self) -> NameMapping: ...
+
+    @property
+    def stored(self) -> dict[str, Stored]: ...
+
+
 @dataclass(frozen=True)
 class ImportOptions:
-    hf: Path
+    source: Path | StartOptions
+    """Directory of transformers', or what pre-training starts from."""
     out: Path
     tokenizer: Path | None = None
     without_tokenizer: bool = False
@@ -108,9 +121,13 @@ def import_hf(options: ImportOptions, say: Any = lambda line: None) -> Summary:
 
     `say` gets lines for a person: what will be done, before it is.
     """
-    source = open_hf(options.hf)
-    words = tokenizer_of(options.tokenizer or options.hf, options.without_tokenizer)
-    files = carried(options.hf)
+    given = options.source
+    source: Source = open_start(given) if isinstance(given, StartOptions) else open_hf(given)
+    words = tokenizer_of(options.tokenizer or source.path, options.without_tokenizer)
+    files = carried(source.path)
+    if isinstance(source, StartRows):
+        files.pop("config.json")  # a text model's
+        say(f"fresh, from seed {source.options.seed}: {', '.join(source.fresh)}")
     parts = list(_parts(source, options.allow_rounded_bias))
     total = sum(part.bytes for part in parts)
     space = Workspace(options.out, _identity(source, options, words.fingerprint))
@@ -135,7 +152,7 @@ def import_hf(options: ImportOptions, say: Any = lambda line: None) -> Summary:
     return Summary(options.out, len(source.mapping.theirs), total, resumed, workers, expected, watch.peak, watch.files)
 
 
-def _parts(source: HfRows, allow_rounded_bias: bool) -> Iterator[Part]:
+def _parts(source: Source, allow_rounded_bias: bool) -> Iterator[Part]:
     for entry in source.mapping.entries:
         dtype = source.dtype(entry.ours.name)
         if entry.ours.exact and dtype != torch.float32:
@@ -162,7 +179,7 @@ def _grouped(parts: Sequence[Part]) -> Iterator[list[Part]]:
     yield group
 
 
-def _piece(source: HfRows, name: str, parts: Sequence[Part]) -> Piece:
+def _piece(source: Source, name: str, parts: Sequence[Part]) -> Piece:
     def write(file: HashedFile) -> list[list[int]]:
         """Returns start and length of each part's archive."""
         buffer = np.empty(max(part.bytes for part in parts), np.uint8)  # one, so that no heap grows holes
@@ -192,7 +209,7 @@ class _Offset:
         self.write, self.flush = file.write, file.flush
 
 
-def _commit(space: Workspace, source: HfRows, pieces: Sequence[Piece], parts: Sequence[Part], fingerprint: str) -> None:
+def _commit(space: Workspace, source: Source, pieces: Sequence[Piece], parts: Sequence[Part], fingerprint: str) -> None:
     """Index, state and, last, the manifest."""
     left = iter(parts)
     tensors: dict[str, Any] = {}
@@ -236,15 +253,17 @@ def _commit(space: Workspace, source: HfRows, pieces: Sequence[Piece], parts: Se
     space.write(f"{STEP}/{manifest.NAME}", made.to_json().encode())
 
 
-def _identity(source: HfRows, options: ImportOptions, fingerprint: str) -> Json:
+def _identity(source: Source, options: ImportOptions, fingerprint: str) -> Json:
     """What decides the result's bytes. Times of files stand for what is in them."""
     files = sorted({tensor.file for tensor in source.stored.values()})
+    start = options.source if isinstance(options.source, StartOptions) else None
     return {
         "work": "import",
+        "start": [start.patch_init, start.seed] if start else None,
         "version": [megatron_glmv.__version__, packages.version("torch")],
         "model": asdict(source.model),
         "sources": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
-        "tensors": sorted([t.name, str(t.dtype), list(t.shape), t.file.name, t.start] for t in source.stored.values()),
+        "tensors": sorted([n, str(t.dtype), list(t.shape), t.file.name, t.start] for n, t in source.stored.items()),
         "tokenizer": fingerprint,
         "rounded": options.allow_rounded_bias,
     }
@@ -259,7 +278,7 @@ def _plan_of(out: Path) -> str | None:
         return None
 
 
-def _promise(source: HfRows, total: int, resumed: int, files: int, workers: int, expected: int) -> str:
+def _promise(source: Source, total: int, resumed: int, files: int, workers: int, expected: int) -> str:
     again = f", {readable(resumed)} of it there from an earlier run" if resumed else ""
     return (
         f"{source.path}: {source.model.name}, {len(source.mapping.theirs)} tensors, {readable(total)} to {files} files"
