@@ -51,12 +51,13 @@ class CheckpointManager:
         """Committed steps on disk, ascending, as this rank sees them."""
         return store.committed(self.root)
 
-    def save(self, step: int, chunks: list[Any], optimizer: Any, state: Json) -> Path:
+    def save(self, step: int, chunks: list[Any], optimizer: Any, state: Json, *, best: bool = False) -> Path:
         """Writes and commits the checkpoint of `step`, prunes old ones, returns its directory.
 
         `chunks` are the model chunks of this rank (in megatron-core's DDP or not); `optimizer` may be None (weights
         only). An optimizer that has not made a step yet has nothing to save and is left out. `state` is the same on all
-        ranks and comes back from `restore_latest`. A checkpoint of the same step is replaced, safely.
+        ranks and comes back from `restore_latest`. A checkpoint of the same step is replaced, safely. `best`: points
+        `checkpoints/best` at it, which keeps it from being pruned.
         Raises SaveError on every rank if any rank failed; nothing is committed then, and nothing older is touched.
         """
         trainer = json.loads(json.dumps(state, allow_nan=False))
@@ -78,7 +79,7 @@ class CheckpointManager:
                 store.remove(staging)
             raise SaveError(f"the checkpoint of step {step} could not be written: {error}") from None
         store.fault_point("before_prune", step)
-        together(only_rank_0(self._prune), SaveError)
+        together(only_rank_0(lambda: self._tidy(step if best else None)), SaveError)
         return store.directory_of(self.root, step)
 
     def restore_latest(self, chunks: list[Any], optimizer: Any) -> Json | None:
@@ -188,11 +189,13 @@ class CheckpointManager:
         )
         store.commit(staging, self.root, manifest)
 
-    def _prune(self) -> None:
+    def _tidy(self, best: int | None) -> None:
         try:
+            if best is not None:
+                store.mark_best(self.root, best)
             store.prune(self.root, self.config.keep)
         except OSError as error:
-            logger.warning("old checkpoints in %s could not be deleted: %s", self.root, error)
+            logger.warning("the best checkpoint in %s is not marked, or old ones not deleted: %s", self.root, error)
 
 
 def _write_text(directory: Path, name: str, text: str) -> None:

@@ -4,6 +4,7 @@
     checkpoints/step_30.tmp-4f1c     being written, or left behind by a process that died; never read
     checkpoints/step_20.old-4f1c     the previous step_20 while it is being replaced
     checkpoints/step_10.broken-4f1c  was refused at loading, kept for inspection
+    checkpoints/best                 link to the step with the lowest validation loss (checkpoint.best)
 
 Each verb can be interrupted anywhere: what has the name `step_N` was complete when it got that name. Only one process
 (rank 0) calls these verbs.
@@ -22,6 +23,7 @@ from pathlib import Path
 from megatron_glmv.checkpoint import manifest as manifests
 from megatron_glmv.checkpoint.manifest import Manifest
 
+BEST = "best"
 _STEP = re.compile(r"step_(0|[1-9][0-9]*)")
 _ASIDE = re.compile(r"step_(0|[1-9][0-9]*)\.(tmp|old|broken)-[0-9a-f]+")
 
@@ -102,13 +104,30 @@ def recover(root: Path) -> None:
             sync_directory(root)
 
 
+def mark_best(root: Path, step: int) -> None:
+    """Points `best` at a committed step, at once or not at all."""
+    temporary = root / f".{BEST}-{secrets.token_hex(4)}"
+    temporary.symlink_to(directory_of(root, step).name)
+    temporary.replace(root / BEST)
+    sync_directory(root)
+
+
+def best(root: Path) -> int | None:
+    """The step that `best` points at, if it is there."""
+    try:
+        match = _STEP.fullmatch((root / BEST).readlink().name)
+    except OSError:
+        return None
+    return int(match[1]) if match else None
+
+
 def prune(root: Path, keep: int) -> list[int]:
-    """Deletes committed checkpoints but the newest `keep` (at least one); returns the deleted steps.
+    """Deletes committed checkpoints but the best one and the newest `keep` (at least one); returns the deleted steps.
 
     Quarantined directories go when `keep` newer checkpoints exist, left-over ones at once.
     """
     steps = committed(root)
-    kept, old = steps[-max(keep, 1) :], steps[: -max(keep, 1)]
+    kept, old = steps[-max(keep, 1) :], [step for step in steps[: -max(keep, 1)] if step != best(root)]
     for step in old:
         remove(directory_of(root, step))
     if len(kept) == max(keep, 1):

@@ -28,6 +28,12 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which an answer is cut.")] = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder; default: the run's own.")] = None,
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="answer: the prompt closes the thinking; nothink: it only asks to; think: left to the model."
+        ),
+    ] = "answer",
 ) -> None:
     """Exact-match accuracy by task on held-out questions; predictions are written beside it."""
     if context.invoked_subcommand is not None:
@@ -48,6 +54,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         limit=limit,
         tokenizer=tokenizer,
+        mode=mode,
     )
 
 

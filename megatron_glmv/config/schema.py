@@ -222,6 +222,8 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step is always saved. 0: only the last."""
     keep: int = 2
     """Committed checkpoints to keep."""
+    best: bool = False
+    """Save where a validation gives the lowest loss so far, and keep that one too: `checkpoints/best` points at it."""
     verify: bool = True
     """Compare sha256 of every file with the manifest before loading."""
 

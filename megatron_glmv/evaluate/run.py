@@ -6,12 +6,14 @@ import hashlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from megatron_glmv.data.errors import SampleError
 from megatron_glmv.data.progress import track
 from megatron_glmv.data.types import Json
 from megatron_glmv.evaluate.dataset import Question, load_questions
+from megatron_glmv.evaluate.form import ANSWER, THINK, check_mode, form_of
 from megatron_glmv.evaluate.metrics import Graded, exact_match, extract
 from megatron_glmv.evaluate.results import scores_of, show, summarise, table, write
 from megatron_glmv.evaluate.shuffle import shuffle_media as exchange
@@ -35,22 +37,35 @@ def main(
     max_new_tokens: int = 32,
     limit: int | None = None,
     tokenizer: Path | None = None,
+    mode: str = ANSWER,
 ) -> Path:
     """Evaluates, prints accuracy by task, and returns the directory of results.json and predictions.jsonl.
+
+    mode: answer (the prompt holds the closed thinking), nothink (the prompt says /nothink and the model writes the
+    rest), think (the thinking is left to the model). The last two are also counted by form: see evaluate/form.py.
 
     shuffle_media: asks with the media exchanged between samples instead (the control experiment). control: asks both
     ways, decoding and encoding each medium once, and prints them side by side; the control is written to OUT-shuffled.
     limit: questions of each task. Without `out` it is RUN_DIR/eval/<name of the file>, with -shuffled behind it for the
-    control. Raises DataError, and what `load_for_inference` raises.
+    control; in other modes than `answer` the mode's name stands before that. Raises ConfigError for a mode that is
+    none, DataError, and what `load_for_inference` raises.
     """
+    check_mode(mode)
     questions = load_questions(data, limit)
     made: dict[Path, Json] = {}
     with load_for_inference(ckpt, tokenizer) as loaded:
-        name = out or _default_out(loaded.path, data)
+        name = out or _default_out(loaded.path, data, mode)
         for shuffled in (False, True) if control else (shuffle_media,):
             place = name.with_name(name.name + SHUFFLED) if shuffled and (control or out is None) else name
             made[place] = ask_all(
-                loaded, questions, data, place, shuffled=shuffled, batch_size=batch_size, max_new_tokens=max_new_tokens
+                loaded,
+                questions,
+                data,
+                place,
+                shuffled=shuffled,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                mode=mode,
             )
     first, *others = made.values()
     title = f"{first['checkpoint']} on {data.name}{' with media shuffled' if first['shuffled'] else ''}"
@@ -69,11 +84,12 @@ def ask_all(
     shuffled: bool = False,
     batch_size: int = 64,
     max_new_tokens: int = 32,
+    mode: str = ANSWER,
 ) -> Json:
     """Asks, grades and writes; the content of results.json."""
     began = time.monotonic()
     asked, left_out = exchange(list(questions), SEED) if shuffled else (list(questions), [])
-    answers = track(_answers(loaded, asked, batch_size, max_new_tokens), "questions", len(asked))
+    answers = track(_answers(loaded, asked, batch_size, max_new_tokens, mode), "questions", len(asked))
     by_place = dict(answers)
     replies = [by_place[place] for place in range(len(asked))]
     graded = [grade(question, reply.text) for question, reply in zip(asked, replies, strict=True)]
@@ -89,6 +105,8 @@ def ask_all(
         "failed": [question.id for question, reply in zip(asked, replies, strict=True) if reply.finish == FAILED],
         "truncated": sum(reply.finish == LENGTH for reply in replies),
         "max_new_tokens": max_new_tokens,
+        "mode": mode,
+        **({"form": form_of(replies)} if mode != ANSWER else {}),
         "seconds": round(time.monotonic() - began, 3),
         **summarise(graded),
     }
@@ -110,14 +128,15 @@ def grade(question: Question, reply: str) -> Graded:
 
 
 def _answers(
-    loaded: Loaded, asked: Sequence[Question], batch_size: int, max_new_tokens: int
+    loaded: Loaded, asked: Sequence[Question], batch_size: int, max_new_tokens: int, mode: str
 ) -> Iterator[tuple[int, Completion]]:
     """(place, completion) of each question as they come. A question whose media cannot be used is failed, and wrong."""
     prompts: list[Prompt] = []
     places: list[int] = []
+    build = partial(loaded.prompts.build, thinking=mode == THINK, closed=mode == ANSWER)
     for place, question in enumerate(asked):
         try:
-            prompts.append(loaded.prompts.build({"id": question.id, "messages": question.messages}))
+            prompts.append(build({"id": question.id, "messages": question.messages}))
             places.append(place)
         except SampleError as error:
             yield place, Completion((), "", FAILED, str(error))
@@ -149,13 +168,16 @@ def _relative(path: str, folder: Path) -> str:
     return str(Path(path).relative_to(folder)) if Path(path).is_relative_to(folder) else path
 
 
-def _default_out(checkpoint: Path, data: Path) -> Path:
+def _default_out(checkpoint: Path, data: Path, mode: str) -> Path:
     """RUN_DIR/eval/<name of the file>, or beside a checkpoint that lies in no run."""
+    name = data.stem if mode == ANSWER else f"{data.stem}-{mode}"
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    return run / "eval" / data.stem
+    return run / "eval" / name
 
 
 def _notes(results: Json, place: Path) -> None:
+    if counted := results.get("form"):
+        print(", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in counted.items()))
     print(f"written to {place}", flush=True)
     if failed := results["failed"]:
         print(f"{len(failed)} questions could not be asked (media not usable) and count as wrong", file=sys.stderr)

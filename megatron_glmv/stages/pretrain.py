@@ -106,9 +106,9 @@ def _train(
         for line in (*describe(config.precision), *_origin(config, state)):
             recorder.note(line)
 
-    def save(at: TrainState) -> None:
+    def save(at: TrainState, best: bool) -> None:
         trainer.start_reading_weights()
-        checkpoints.save(at.step, trainer.chunks, trainer.optimizer, at.to_json())
+        checkpoints.save(at.step, trainer.chunks, trainer.optimizer, at.to_json(), best=best)
         trainer.done_reading_weights()
 
     try:

@@ -24,7 +24,8 @@ class Parts:
     config: Config
     trainer: Trainer
     feed: Feed
-    save: Callable[[TrainState], None]
+    save: Callable[[TrainState, bool], None]
+    """(state, whether it is the best so far)."""
     validate: Callable[[], dict[str, float]] | None
     step_ids: Callable[[int], list[str]] | None
     """Sample ids of a global step, where they are to be logged."""
@@ -86,8 +87,9 @@ def train(parts: Parts, state: TrainState) -> Ending:
             if parts.step_ids:
                 parts.recorder.samples(step, parts.step_ids(step - 1))
 
-        if step == last or result.stop_requested or (every and step % every == 0):
-            parts.save(state)
+        best = parts.config.checkpoint.best and state.improved(record.get("val_loss"))
+        if best or step == last or result.stop_requested or (every and step % every == 0):
+            parts.save(state, best)
             saved = step
         if result.stop_requested and step < last:
             ending = Ending(f"stop requested by signal, saved step {saved}", requeue=True)

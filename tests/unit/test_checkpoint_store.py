@@ -149,6 +149,17 @@ def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
     assert whole(tmp_path) == [100]
 
 
+def test_the_best_checkpoint_is_kept_until_another_one_is_better(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        write_checkpoint(tmp_path, step)
+    assert store.best(tmp_path) is None
+    store.mark_best(tmp_path, 10)
+    assert store.prune(tmp_path, keep=1) == [20]
+    assert store.committed(tmp_path) == [10, 30] and (tmp_path / "best").resolve() == (tmp_path / "step_10").resolve()
+    store.mark_best(tmp_path, 30)
+    assert store.prune(tmp_path, keep=1) == [10] and store.best(tmp_path) == 30
+
+
 def test_a_quarantined_checkpoint_is_kept_until_enough_newer_ones_exist(tmp_path: Path) -> None:
     for step in (10, 20):
         write_checkpoint(tmp_path, step)

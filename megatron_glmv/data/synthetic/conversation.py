@@ -45,10 +45,11 @@ def make_sample(family: Family, seed: int, split: str, index: int) -> Sample:
     """Sample `index` of a family: the same bytes in any process."""
     rng = stream(seed, split, family.name, index)
     item = family.item(rng)
-    return Sample(f"{family.name}-{index:07d}", family.domain, item.turns, _encode(family, item, rng))
+    return Sample(f"{family.name}-{index:07d}", family.domain, item.turns, encode_item(family, item, rng))
 
 
-def _encode(family: Family, item: Item, rng: np.random.Generator) -> dict[str, bytes]:
+def encode_item(family: Family, item: Item, rng: np.random.Generator) -> dict[str, bytes]:
+    """Member name -> bytes of an item's medium, in a format of its domain; empty where nothing is shown."""
     if item.pixels is None:
         return {}
     suffixes = SUFFIXES[family.domain]

@@ -1,0 +1,134 @@
+"""The sets of the stages behind pre-training, beside a finished demo set and with its tokenizer.
+
+DIR/long/{train,val}    the demo's families with other scenes, and long documents: conf/data/demo_long.yaml
+DIR/sft/{train,val}     with and without thinking, answers in boxes: conf/data/demo_sft.yaml
+DIR/{long,sft}/set.json the parameters, and that everything is there (written last)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
+from multiprocessing import get_context
+from pathlib import Path
+
+from megatron_glmv.data.errors import DataError
+from megatron_glmv.data.index import build_index
+from megatron_glmv.data.progress import track
+from megatron_glmv.data.shards import ShardWriter
+from megatron_glmv.data.stage_sets import pages, sft
+from megatron_glmv.data.synthetic.conversation import make_sample
+from megatron_glmv.data.synthetic.demo import SHARES
+from megatron_glmv.data.synthetic.registry import FAMILIES
+from megatron_glmv.data.synthetic.seeds import TRAIN, VAL, stream
+from megatron_glmv.data.tokenizer import FILES
+from megatron_glmv.data.types import Json
+
+LONG, SFT = "long", "sft"
+STAGES = (LONG, SFT)
+MANIFEST = "set.json"
+OTHER_SEED = 1_000_003
+"""Added to the seed for scenes of the demo's families in the long set: the demo set has seen its own."""
+WEIGHTS = {
+    LONG: {**SHARES, pages.DOCUMENT: 1, pages.PAGES: 1},
+    SFT: {"still": 6, "chart": 2, "clip": 3, "lights": 2, "cycle": 2, "text": 3},
+}
+"""Samples of each kind relative to one another. A long document has as many tokens as twenty others."""
+VAL_DIVISOR = 20
+CHUNK = 25
+SAMPLES_PER_SHARD = 500
+
+Made = tuple[str, Json, dict[str, bytes]]
+Job = tuple[str, int]
+"""(family or kind of long sample, index)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a set is made of."""
+
+    stage: str
+    samples: int
+    """To train on; one in VAL_DIVISOR as many more to validate on."""
+    pack_tokens: int = 6144
+    """Longest sample of the long set."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES or self.samples < 1 or self.seed < 0:
+            raise ValueError(f"{self} is no set: a stage of {', '.join(STAGES)}, samples from 1, a seed from 0")
+
+
+def make_set(demo: Path, recipe: Recipe, workers: int = 2) -> Counter[str]:
+    """Writes DEMO/<stage>, or finds it there with the same parameters; training samples by kind.
+
+    Equal recipes give equal bytes whatever `workers` is (0: everything in this process). What an earlier call made of
+    another recipe, or left half made, is removed first. Raises DataError where `demo` has no tokenizer.
+    """
+    tokenizer, out = demo / "tokenizer", demo / recipe.stage
+    if not (tokenizer / FILES[0]).is_file():
+        raise DataError(tokenizer, "has no tokenizer; make the demo set first: tools/make_demo_data.py")
+    plan = {TRAIN: _plan(recipe, recipe.samples, TRAIN), VAL: _plan(recipe, -(-recipe.samples // VAL_DIVISOR), VAL)}
+    counted = Counter(kind for kind, _ in plan[TRAIN])
+    if _read(out / MANIFEST) == asdict(recipe):
+        return counted
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    shutil.copytree(tokenizer, out / "tokenizer")
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else None
+    try:
+        for split, jobs in plan.items():
+            with ShardWriter(out / split, samples_per_shard=SAMPLES_PER_SHARD) as writer:
+                for key, conversation, media in _make(pool, recipe, split, jobs):
+                    writer.add(key, conversation, media)
+            build_index(out / split, workers)
+    finally:
+        if pool is not None:
+            pool.shutdown()
+    (out / MANIFEST).write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")
+    return counted
+
+
+def make_one(recipe: Recipe, split: str, job: Job) -> Made:
+    """One sample: the same bytes in any process."""
+    kind, index = job
+    if recipe.stage == SFT:
+        return sft.make(FAMILIES[kind], recipe.seed, split, index)
+    if kind in FAMILIES:
+        sample = make_sample(FAMILIES[kind], recipe.seed + OTHER_SEED, split, index)
+        return f"long-{sample.key}", {**sample.conversation(), "id": f"long-{sample.key}"}, sample.media
+    return pages.make(kind, FAMILIES["still"], recipe.pack_tokens, recipe.seed, split, index)
+
+
+def _plan(recipe: Recipe, samples: int, split: str) -> list[Job]:
+    """The samples of a split in random order; every kind has at least one."""
+    weights = WEIGHTS[recipe.stage]
+    total = sum(weights.values())
+    jobs = [(kind, i) for kind, weight in weights.items() for i in range(max(1, samples * weight // total))]
+    order = stream(recipe.seed, split, f"{recipe.stage}-mixture", 0).permutation(len(jobs))
+    return [jobs[i] for i in order]
+
+
+def _make(pool: ProcessPoolExecutor | None, recipe: Recipe, split: str, jobs: list[Job]) -> Iterator[Made]:
+    chunks = [jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK)]
+    make = partial(_make_chunk, recipe, split)
+    made: Iterable[list[Made]] = pool.map(make, chunks) if pool else map(make, chunks)
+    return track(chain.from_iterable(made), f"{recipe.stage} {split}", len(jobs))
+
+
+def _make_chunk(recipe: Recipe, split: str, jobs: list[Job]) -> list[Made]:
+    return [make_one(recipe, split, job) for job in jobs]
+
+
+def _read(path: Path) -> Json | None:
+    try:
+        values: Json = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values
