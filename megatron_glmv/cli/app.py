@@ -11,6 +11,7 @@ import typer
 from megatron_glmv.cli import convert as convert_commands
 from megatron_glmv.cli import data as data_commands
 from megatron_glmv.cli import evaluate as evaluate_commands
+from megatron_glmv.cli.reward import reward
 from megatron_glmv.config.errors import ConfigError
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.add_typer(convert_commands.app, name="convert")
 app.add_typer(data_commands.app, name="data")
 app.add_typer(evaluate_commands.app, name="eval")
+app.command()(reward)
 
 Ckpt = Annotated[Path, typer.Option(help="A step's directory, a run's checkpoints, or the run: then its newest.")]
 Tokenizer = Annotated[Path | None, typer.Option(help="Folder; default: the run's own.")]

@@ -17,6 +17,7 @@ from megatron_glmv.rl.rewards import (
     logic,
     mathematics,
     ocr,
+    open_ended,
     science,
     vqa,
 )
@@ -42,6 +43,7 @@ VERIFIERS: dict[str, Verifier] = {
         geo.VERIFIER,
         logic.VERIFIER,
         choice.VERIFIER,
+        open_ended.VERIFIER,
     )
 }
 """Every verifier by its own name, which is its domain's, too."""
@@ -77,6 +79,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "long_document": ("document", "document_qa", "long_doc", "doc"),
     "geo": ("geoguess", "geo_guess", "geoquest", "geolocation"),
     "logic": ("logical_reasoning", "puzzle"),
+    "open_ended": ("chat", "rlhf", "non_verifiable"),
     "multiple_choice": ("mcq", "choice", "multi_choice"),
 }
 """Other names of a domain, by verifier. Those of `exact` are the project's synthetic tasks."""

@@ -22,6 +22,7 @@ TOLERANCE = 1e-6
 """The released configuration's; its default is 1e-5."""
 MAX_CHARS = 512
 MAX_NESTING = 24
+MAX_POWERS = 24
 MAX_EXPONENT, MAX_FACTORIAL, MAX_DIGITS = 1000, 500, 40
 """Bounds on integers behind ^, before !, and anywhere: 500! has 1,135 digits and takes microseconds."""
 
@@ -66,16 +67,33 @@ def refused(text: str) -> str:
         return f"an integer of more than {MAX_DIGITS} digits"
     if text.count("!") > 4 or "!!" in text:
         return "factorials of factorials"
-    # each ^ and ! needs a plain small operand: what is built of powers can be of any size
-    for power in re.finditer(r"(?:\^|\*\*)\s*(\{[^{}]*\}|\S)", text):
-        inner = power[1].strip("{}")
-        if re.search(r"\^|\*\*|!", inner) or any(int(n) > MAX_EXPONENT for n in re.findall(r"\d+", inner)):
+    powers = list(re.finditer(r"\^|\*\*", text))
+    if len(powers) > MAX_POWERS:
+        return f"more than {MAX_POWERS} powers"
+    for power in powers:
+        exponent = _group(text, power.end())
+        numeric = not re.search(r"[A-Za-z]", exponent)
+        if numeric and re.search(r"\^|\*\*|!", exponent):
+            return "an exponent that is itself a power"
+        if any(int(n) > MAX_EXPONENT for n in re.findall(r"\d+", exponent)):
             return "an exponent that is too large"
-    if len(re.findall(r"\^|\*\*", text)) > 24 or (re.search(r"(?:\^|\*\*)\s*\{[^{}]*\{", text) and text.count("^") > 8):
-        return "too many powers"
     if any(int(n) > MAX_FACTORIAL for n in re.findall(r"(\d+)\s*[)}\]]*\s*!", text)) or re.search(r"[)}\]]\s*!", text):
         return "a factorial that is too large"
     return ""
+
+
+def _group(text: str, start: int) -> str:
+    """What ^ at `start` raises to: a bracket with what is in it, or else all up to the next blank or sign."""
+    rest = text[start:].lstrip()
+    if rest[:1] not in ("{", "("):
+        found = re.match(r"[+-]?[^\s+\-*/=,){}]*(?:(?:\*\*|\^)[^\s+\-*/=,){}]*)*", rest)
+        return found[0] if found else ""
+    depth = 0
+    for place, sign in enumerate(rest):
+        depth += (sign in "({") - (sign in ")}")
+        if depth == 0:
+            return rest[1:place]
+    return rest
 
 
 def same_expression(said: str, meant: str, tolerance: float) -> bool:

@@ -1,8 +1,9 @@
 """A few processes that judge untrusted text, each call under a limit of time and memory kept from outside.
 
 A call that is late has its process killed, with its process group; one that eats its memory ends itself. Both cost
-that call its reward and nobody else anything. The processes are started with an empty environment, talk JSON through
-pipes, and never share memory with the trainer: its state is neither copied (fork) nor reachable.
+that call its reward (a death only at the second time) and nobody else anything. The processes are started with an
+empty environment, talk JSON through pipes, and never share memory with the trainer: its state is neither copied (fork)
+nor reachable.
 
 They outlive no trainer: an idle one sees its pipe closed, a busy one runs into its limit of CPU seconds.
 """
@@ -13,6 +14,7 @@ import contextlib
 import json
 import os
 import selectors
+import shlex
 import signal
 import subprocess
 import sys
@@ -76,11 +78,14 @@ class _Worker:
 class Pool:
     """Processes start with the first call. `run` may be called from any thread; calls of two threads queue up."""
 
-    def __init__(self, workers: int, memory_mib: int) -> None:
-        self._size, self._memory = workers, memory_mib
+    def __init__(self, workers: int, memory_mib: int, boot: str = BOOT) -> None:
+        self._size = workers
+        self._command = [sys.executable, "-I", "-c", boot, ROOT, str(memory_mib)]
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
         self._failed_starts = 0
+        self._waiting: deque[int] = deque()
+        self._again: set[int] = set()
 
     def run(self, calls: Sequence[Call]) -> list[Reply]:
         """One reply a call, in order. Raises RuntimeError where no process comes up at all."""
@@ -99,6 +104,7 @@ class Pool:
     def _run(self, calls: Sequence[Call]) -> list[Reply]:
         replies: list[Reply | None] = [None] * len(calls)
         waiting = deque(range(len(calls)))
+        self._waiting, self._again = waiting, set()
         for worker in [w for w in self._workers if w.process.poll() is not None]:
             self._discard(worker)
         try:
@@ -121,10 +127,10 @@ class Pool:
             self._failed_starts = 0
             raise RuntimeError(
                 f"{MAX_STARTS} verifier processes ended before they were ready; "
-                f"try: {sys.executable} -I -c '{BOOT}' {ROOT} {self._memory} < /dev/null"
+                f"to see why: {shlex.join(self._command)} < /dev/null"
             )
         process = subprocess.Popen(
-            [sys.executable, "-I", "-c", BOOT, ROOT, str(self._memory)],
+            self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -181,7 +187,11 @@ class Pool:
             worker.job = None
 
     def _end(self, worker: _Worker, failure: str, replies: list[Reply | None]) -> None:
-        if worker.job is not None:
+        if failure == DIED and worker.job is not None and worker.job not in self._again:
+            # once more: it may have been killed while it was idle, or by a neighbour's hunger for memory
+            self._again.add(worker.job)
+            self._waiting.appendleft(worker.job)
+        elif worker.job is not None:
             replies[worker.job] = Reply(None, failure, time.monotonic() - worker.started)
         elif not worker.ready:
             self._failed_starts += 1

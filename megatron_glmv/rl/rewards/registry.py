@@ -4,11 +4,12 @@
         judgements = judge.judge([Item("math", response, "1/2")])
 
 Whatever stands in a response, there is one judgement for it, within the verifier's limit: text that cannot be read is
-reward 0 with the reason.
+reward 0 with the reason. What rules leave undecided goes to a judge model if there is one, else is reward 0.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import time
 from collections.abc import Iterable, Sequence
@@ -19,16 +20,23 @@ from megatron_glmv.config.errors import ConfigError
 from megatron_glmv.rl.rewards import style
 from megatron_glmv.rl.rewards.domains import find, nearest
 from megatron_glmv.rl.rewards.extraction import Parts, take_apart
+from megatron_glmv.rl.rewards.health import PASS, Health
+from megatron_glmv.rl.rewards.judge_model import JudgeModel, Opinion, Question, Voting
 from megatron_glmv.rl.rewards.pool import TIMEOUT, Call, Pool, Reply
 from megatron_glmv.rl.rewards.types import Item, Judgement, JudgeOptions, Verdict, Verifier, wrong
+
+AUDITED = 100
+"""One of so many verdicts by rules is asked of the judge model, too: for the health figures, not for the reward."""
 
 
 class Judge:
     """Owns the processes in which verifiers run; they start with the first item that needs one."""
 
-    def __init__(self, options: JudgeOptions | None = None) -> None:
+    def __init__(self, options: JudgeOptions | None = None, model: JudgeModel | None = None) -> None:
         self.options = options or JudgeOptions()
+        self.health = Health()
         self._pool = Pool(self.options.workers, self.options.memory_mib)
+        self._voting = Voting(model) if model else None
 
     def __enter__(self) -> Judge:
         return self
@@ -52,19 +60,41 @@ class Judge:
                 raise ConfigError(
                     "domain", domain, f"its verifier needs {verifier.needs}", "pip install 'megatron-glmv[rl]'"
                 )
+            if verifier.model_only and self._voting is None:
+                raise ConfigError("domain", domain, "only a judge model can grade it", "give the address of one")
 
     def judge(self, items: Sequence[Item]) -> list[Judgement]:
         """One judgement an item, in order. May be called from any thread.
 
-        Raises ConfigError where a verifier's package is not installed: reward 0 for everybody would hide it.
+        Raises ConfigError where a verifier's package or judge model is missing: reward 0 for everybody would hide it.
         """
         self.require({item.domain for item in items if find(item.domain)})
-        started = [_Open(item, self.options) for item in items]
-        calls = [one for one in started if one.verdict is None]
+        opened = [_Open(item, self.options) for item in items]
+        calls = [one for one in opened if one.verdict is None]
         replies = self._pool.run([one.call(self.options.seconds) for one in calls]) if calls else []
         for one, reply in zip(calls, replies, strict=True):
             one.take(reply)
-        return [one.close() for one in started]
+        if self._voting:
+            asked = [one for one in opened if one.undecided or one.audited]
+            for one, opinion in zip(asked, self._voting.ask([one.question() for one in asked]), strict=True):
+                self._hear(one, opinion)
+        judgements = [one.close() for one in opened]
+        for one, judgement in zip(opened, judgements, strict=True):
+            name = one.verifier.name if one.verifier else "none"
+            self.health.add(
+                name, judgement.reward, judgement.seconds, judgement.verifier, one.failure, judgement.failed
+            )
+        return judgements
+
+    def _hear(self, one: _Open, opinion: Opinion) -> None:
+        assert one.verifier is not None and one.verdict is not None
+        health = self.health.of(one.verifier.name)
+        if opinion.score is not None:
+            health.asked += 1
+            passes = (opinion.score >= PASS) != (one.verdict.reward >= PASS)
+            health.disagreed += opinion.split or (not one.undecided and passes)
+        if one.undecided:
+            one.hear(opinion)
 
 
 class _Open:
@@ -75,16 +105,17 @@ class _Open:
         self.item = item
         self.verifier = find(item.domain)
         self.decider = "none"
+        self.failure = ""
+        self.failed = False
         self.final: str | None = None
         self.verdict = self._look(options)
         self.seconds = time.monotonic() - begun
 
     def _look(self, options: JudgeOptions) -> Verdict | None:
         """The verdict where it needs no other process."""
+        domain = self.item.domain
         if self.verifier is None:
-            return wrong(
-                f"no verifier for domain {self.item.domain[:64]!r}; the nearest is {nearest(self.item.domain)!r}"
-            )
+            return wrong(f"no verifier for domain {domain[:64]!r}; the nearest is {nearest(domain)!r}")
         self.decider = "format"
         if len(self.item.response) > options.response_chars:
             return wrong(f"a response of more than {options.response_chars} characters")
@@ -114,17 +145,50 @@ class _Open:
         return Call(payload, seconds or self.verifier.seconds)
 
     def take(self, reply: Reply) -> None:
+        """The pool's reply."""
         self.seconds += reply.seconds
+        self.failure = reply.failure
         if reply.value is None:
             said = "took longer than its limit" if reply.failure == TIMEOUT else "its process died (memory, or a crash)"
-            self.verdict = wrong(f"{reply.failure}: {said} after {reply.seconds:.1f} s")
+            self.verdict = wrong(f"{reply.failure}: {said}, after {reply.seconds:.1f} s")
         else:
             self.verdict = Verdict(**reply.value)
+
+    @property
+    def undecided(self) -> bool:
+        return bool(self.verdict and self.verdict.undecided and self.verifier and self.verifier.rubric)
+
+    @property
+    def audited(self) -> bool:
+        """Whether this verdict by rules is drawn for an audit: by its text, so that a resumed run draws the same."""
+        if not (self.verifier and self.verifier.rubric and self.final and self.decider == self.verifier.name):
+            return False
+        digest = hashlib.sha256(self.final.encode("utf-8", "replace")).digest()
+        return int.from_bytes(digest[:4]) % AUDITED == 0
+
+    def question(self) -> Question:
+        assert self.verifier is not None and self.final is not None
+        extra = self.item.extra
+        rubric, asked = str(extra.get("rubric") or self.verifier.rubric), str(extra.get("question") or "")
+        answer = self.item.answer
+        reference = "" if answer is None else answer if isinstance(answer, str) else repr(answer)
+        return Question(rubric, self.final, reference, asked, self.verifier.graded)
+
+    def hear(self, opinion: Opinion) -> None:
+        """The judge model's opinion on what the rules left open."""
+        assert self.verdict is not None
+        self.seconds += opinion.seconds
+        self.decider += "+llm"
+        if opinion.score is None:
+            self.failed = True
+            self.verdict = wrong(f"{self.verdict.reason}; the judge model: {opinion.reason}")
+        else:
+            self.verdict = Verdict(max(opinion.score, self.verdict.reward), opinion.reason)
 
     def close(self) -> Judgement:
         assert self.verdict is not None
         reward = min(1.0, max(0.0, float(self.verdict.reward)))
-        return Judgement(reward, self.final, self.decider, self.verdict.reason, self.seconds)
+        return Judgement(reward, self.final, self.decider, self.verdict.reason, self.seconds, self.failed)
 
 
 def _style_fault(parts: Parts) -> str:
@@ -134,5 +198,5 @@ def _style_fault(parts: Parts) -> str:
 def _check(verifier: Verifier, final: str, item: Item) -> Verdict:
     try:
         return verifier.check(final, item.answer, item.extra)
-    except (ValueError, TypeError, KeyError, IndexError, ArithmeticError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, ArithmeticError, RecursionError, AttributeError) as error:
         return wrong(f"cannot be read: {type(error).__name__}: {error}"[:300])

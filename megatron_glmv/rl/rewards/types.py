@@ -35,10 +35,12 @@ class Judgement:
     extracted: str | None
     """The final answer as it was compared; None where the response holds none."""
     verifier: str
-    """Who decided: a verifier's name, "format", "style", "llm" behind a verifier's name, or "none"."""
+    """Who decided: a verifier's name, "format", "style", "<verifier>+llm", or "none"."""
     reason: str
     seconds: float
     """Wall time from the start of the judging of this item to its verdict, waiting for a free process left out."""
+    failed: bool = False
+    """Nothing could be decided: the judge model is out of reach. Leave the item out rather than call it wrong."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Verifier:
     """What a judge model is told to look for where the rules are undecided; empty: it is never asked."""
     needs: str = ""
     """A module outside the standard library that it cannot do without."""
+    model_only: bool = False
+    """Rules decide nothing here: without a judge model the domain is refused."""
     graded: bool = False
     """The judge model answers with a share instead of yes or no."""
 

@@ -1,0 +1,20 @@
+"""Prompts without a reference (the RLHF branch): a judge model grades the answer from 0 to 1.
+
+A boxed answer is reward 0 there, as in the paper: boxes belong to what can be verified. `answer` may hold an example of
+a good answer; `extra`: question, rubric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_glmv.rl.rewards.types import FORBIDDEN, Verdict, Verifier, undecided
+
+
+def check(final: str, answer: Any, extra: Mapping[str, Any]) -> Verdict:
+    return undecided("nothing to compare with")
+
+
+RUBRIC = "Grade how well the answer does what the question asks: correct, complete, fluent, nothing that was not asked."
+VERIFIER = Verifier("open_ended", check, box=FORBIDDEN, rubric=RUBRIC, graded=True, model_only=True)
