@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -147,4 +148,52 @@ def text(problem: Problem, ask: Ask) -> str:
     return listed[listed.index(word) + 1]
 
 
-READERS: dict[str, Reader] = {"counting": counting, "spatial": spatial, "video": video, "text": text}
+def chart(problem: Problem, ask: Ask) -> str:
+    """Values by the height of bars and marks over the axes, whose place the picture's layout fixes; labels by the order
+    in which they are written."""
+    tier, drawn, frame = problem.tier, problem.scene, problem.media[0].pixels
+    side, top = frame.shape[0], (5, 6, 50, 100)[tier]
+    margin = (0.02, 0.2, 0.14, 0.14)[tier]
+    floor, height = side * (1 - margin), side * (0.95 - margin)
+    ceiling = top if tier == 0 else {1: 6, 2: 50, 3: 100}[tier] * 1.05
+
+    said, labels = asked(ask), drawn.labels
+
+    def value(name: str, place: int) -> int:
+        colours = [name] if name else [drawn.labels[place]] if tier == 0 else list(COLOURS)
+        mask = np.any([coloured(frame, one) for one in colours], axis=0)
+        left, wide = side * margin, side * (0.97 - margin)
+        if tier == 0:
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            assert place == round((columns.mean() - left) / wide * 4 - 0.5)
+        else:
+            shown = mask if drawn.kind == "bars" else np.any([coloured(frame, one) for one in COLOURS], axis=0)
+            columns_of = _centres(shown, drawn, len(labels))
+            column = columns_of[place]
+            rows = np.flatnonzero(mask[:, round(column) - 1 : round(column) + 2].any(1))
+        at = rows[0] if drawn.kind == "bars" else (rows[0] + rows[-1]) / 2
+        step = (1, 1, 5, 5)[tier]
+        return round((floor - at) / height * ceiling / step) * step
+
+    name = next((n for n in drawn.series if n and n in said), "")
+    if ask.task in ("chart_extreme", "chart_year"):
+        values = [value(name, place) for place in range(len(labels))]
+        return labels[values.index(max(values) if "highest" in said else min(values))]
+    named = [place for place, label in enumerate(labels) if re.search(rf"\b{label}\b", said)]
+    if ask.task == "chart_value":
+        return str(value(name, named[0]))
+    return str(abs(value(name, named[0]) - value(name, named[1])))
+
+
+def _centres(mask: np.ndarray, drawn: Any, count: int) -> list[float]:
+    """Column of each place: bars are runs of columns, points stand evenly between the outermost marks."""
+    columns = np.flatnonzero(mask.any(0))
+    if drawn.kind == "bars":
+        runs = np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1)
+        assert len(runs) == count
+        return [float(run.mean()) for run in runs]
+    marker = 4.0  # half a mark of 6 points at 100 dots an inch
+    return list(np.linspace(columns[0] + marker, columns[-1] - marker, count))
+
+
+READERS: dict[str, Reader] = {"counting": counting, "spatial": spatial, "video": video, "text": text, "chart": chart}

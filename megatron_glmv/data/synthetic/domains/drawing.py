@@ -65,10 +65,14 @@ def _folder() -> Path:
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
+def font_file(name: str) -> str:
+    return str(_folder() / f"{name}.ttf")
+
+
 @lru_cache(maxsize=512)
 def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     """Basic layout: what complex layout makes depends on a library that is not everywhere."""
-    return ImageFont.truetype(str(_folder() / f"{name}.ttf"), size, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(font_file(name), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 class Sheet:
