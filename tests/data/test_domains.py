@@ -38,7 +38,7 @@ from megatron_glmv.evaluate.dataset import load_questions
 from megatron_glmv.evaluate.metrics import exact_match
 
 NAMES = sorted(DOMAINS)
-FEW, DRAWS = 8, 32
+FEW, DRAWS = 6, 24
 
 
 @cache
