@@ -25,7 +25,7 @@ from megatron_glmv.config.load import (
 from megatron_glmv.config.validate import validate
 
 TINY = "experiment=tiny_pretrain"
-WORLD = {"glm45v_pretrain": 64, "glm41v_pretrain": 16}
+WORLD = {name: 256 if name.startswith("glm45v") else 64 for name in choices("experiment") if name.startswith("glm")}
 """Ranks that a launcher would start; the tiny ones start their own."""
 
 
@@ -44,11 +44,12 @@ def test_an_experiment_carries_its_own_name(experiment: str) -> None:
 
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in groups() for name in choices(group)])
 def test_every_choice_of_every_group_is_legal(choice: str) -> None:
-    experiment = "glm41v_pretrain" if "glm41v_tp2" in choice else "glm45v_pretrain" if "glm45v_ep8" in choice else None
+    model, _, name = choice.removeprefix("parallel=").partition("_")
+    real = f"{model}_{'sft' if 'sft' in name else 'pretrain'}" if choice.startswith("parallel=glm") else None
     if choice.startswith("experiment="):
         overrides = [choice]
     else:
-        overrides = [f"experiment={experiment or 'tiny_pretrain'}", choice, "train.steps=120000"]
+        overrides = [f"experiment={real or 'tiny_pretrain'}", choice, "train.steps=120000"]
     config = compose([*overrides, "data.path=shards"])
     validate(config, WORLD.get(config.experiment))
 
