@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Build and look at training shards.")
+from megatron_glmv.cli.prepare import prepare
+
+app = typer.Typer(no_args_is_help=True, help="Build, prepare and look at training shards.")
+app.command()(prepare)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from .schema import Config, ModelConfig
 
 REQUIRED = "???"
 """Hydra's word for a value that has to be given."""
+NO_SUCH = "no such option"
 
 
 def build(tree: Mapping[str, Any]) -> Config:
@@ -30,6 +31,18 @@ def build(tree: Mapping[str, Any]) -> Config:
 def template_of(model: ModelConfig) -> str:
     """The chat template a model was released with. Of the two only GLM-4.1V has norms behind attention and MLP."""
     return "glm41v" if model.text.sandwich_norm else "glm45v"
+
+
+def build_as(kind: type[Any], tree: Mapping[str, Any]) -> Any:
+    """An object of another dataclass than `Config`, by the same rules. Raises ConfigError."""
+    try:
+        return _build(kind, tree, "")
+    except ConfigError as error:
+        if error.message != NO_SUCH:
+            raise
+        near = nearest(error.option, list(_option_names(kind, "")))
+        fix = f"did you mean {near}?" if near else f"there are: {', '.join(f.name for f in dataclasses.fields(kind))}"
+        raise ConfigError(error.option, error.value, NO_SUCH, fix) from error
 
 
 def skeleton() -> dict[str, Any]:
@@ -54,7 +67,7 @@ def unknown_key(key: str, value: object = None, groups: Sequence[str] = ()) -> C
     """The error for a key that does not exist, with the nearest option or config group that does."""
     near = nearest(key, [*option_names(), *groups])
     fix = f"did you mean {near}?" if near else f"there are: {', '.join(f.name for f in dataclasses.fields(Config))}"
-    return ConfigError(key, value, "no such option", fix)
+    return ConfigError(key, value, NO_SUCH, fix)
 
 
 @cache

@@ -10,7 +10,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,7 +27,15 @@ from megatron_glmv.data.progress import track
 from megatron_glmv.data.shards import CONVERSATION, MAX_JSON_BYTES, Member, scan_shard, shard_paths, split_name
 from megatron_glmv.data.types import Json
 
-__all__ = ["IndexEntry", "MediaFacts", "ShardDataset", "build_index", "index_shard", "parse_conversation"]
+__all__ = [
+    "IndexEntry",
+    "MediaFacts",
+    "ShardDataset",
+    "build_index",
+    "index_shard",
+    "parse_conversation",
+    "write_index",
+]
 VERSION = 1
 HEADER, LINES = "index.json", "index.jsonl"
 
@@ -71,13 +79,17 @@ def build_index(directory: Path, workers: int = 0) -> None:
     `workers` processes share the shards; 0 does it in this one. Raises DataError on a shard that is not safe to read or
     two samples with one key; a bad medium is an error in its line, for the quarantine of the run.
     """
-    directory = Path(directory)
-    paths = shard_paths(directory)
+    paths = shard_paths(Path(directory))
+    write_index(Path(directory), paths, track(_per_shard(paths, workers), "index", len(paths)))
+
+
+def write_index(directory: Path, paths: Sequence[Path], shards: Iterable[list[tuple[str, bytes]]]) -> None:
+    """The index of `paths` from what `index_shard` gave for each of them, in order. Raises DataError as above."""
     (directory / HEADER).unlink(missing_ok=True)  # an interrupted build must not leave an old header beside new lines
     digest, count, keys = hashlib.sha256(), 0, set[str]()
     partial = directory / (LINES + ".partial")
     with partial.open("wb") as out:
-        for lines in track(_per_shard(paths, workers), "index", len(paths)):
+        for lines in shards:
             for key, line in lines:
                 if key in keys:
                     raise DataError(directory, f"key {key!r} appears in two shards")

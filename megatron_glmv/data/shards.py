@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +54,28 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + key, field
 
 
+def check_names(key: str, names: Iterable[str]) -> None:
+    """Raises DataError where ShardWriter cannot store a sample under this key with these members."""
+    if not _KEY.fullmatch(key) or "//" in key or key.endswith("/"):
+        raise DataError(key, "a key holds letters, digits, `_`, `-` and inner `/` only")
+    for name in names:
+        if not _NAME.fullmatch(name) or name == CONVERSATION:
+            raise DataError(
+                key, f"member name {name!r} holds more than letters, digits, `_`, `-` and `.`, or is reserved"
+            )
+        _header(f"{key}.{name}", 0)
+    _header(f"{key}.{CONVERSATION}", 0)
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, 0o644, 0
+    try:
+        return info.tobuf(tarfile.USTAR_FORMAT)
+    except ValueError as e:
+        raise DataError(name, f"cannot be stored in a tar header: {e}") from e
+
+
 class ShardWriter:
     """Writes samples into `<prefix>-000000.tar`, ...; equal samples give equal bytes.
 
@@ -87,15 +109,9 @@ class ShardWriter:
 
     def add(self, key: str, conversation: Json, media: Mapping[str, bytes]) -> None:
         """Append one sample; `media` maps member names that the conversation refers to, as in `0.png`, to bytes."""
-        if not _KEY.fullmatch(key) or "//" in key or key.endswith("/"):
-            raise DataError(key, "a key holds letters, digits, `_`, `-` and inner `/` only")
         if key in self._keys:
             raise DataError(key, "this key was already written")
-        for name in media:
-            if not _NAME.fullmatch(name) or name == CONVERSATION:
-                raise DataError(
-                    key, f"member name {name!r} holds more than letters, digits, `_`, `-` and `.`, or is reserved"
-                )
+        check_names(key, media)
         try:
             missing = {name for _, name in media_of(conversation)} - media.keys()
         except ValueError as e:
@@ -125,13 +141,7 @@ class ShardWriter:
 
     def _write(self, name: str, data: bytes) -> None:
         assert self._file is not None
-        info = tarfile.TarInfo(name)
-        info.size, info.mode, info.mtime = len(data), 0o644, 0
-        try:
-            header = info.tobuf(tarfile.USTAR_FORMAT)
-        except ValueError as e:
-            raise DataError(name, f"cannot be stored in a tar header: {e}") from e
-        self._file.write(header)
+        self._file.write(_header(name, len(data)))
         self._file.write(data)
         self._file.write(bytes(-len(data) % BLOCK))
 

@@ -30,6 +30,7 @@ OPTIONAL = {
     "transformer_engine": "gpu",
     "math_verify": "rl",
     "transformers": "verify",
+    "py3langid": "prepare",
     "apex": "",
     "amp_C": "",
     "fused_weight_gradient_mlp_cuda": "",
