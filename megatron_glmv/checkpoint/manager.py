@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,19 @@ class CheckpointManager:
 
     `root` is RUN_DIR/checkpoints on a file system that all ranks share. `topology` is the layout as JSON, for the
     record. `metadata` is what sharded state dicts are made with; it holds the data-parallel group (model/build.py).
+    `may_write` is asked on rank 0 before anything is staged and again before the commit; it raises to forbid it.
     """
 
     def __init__(
-        self, root: Path, config: CheckpointConfig, identity: Identity, topology: Json, metadata: dict[str, Any]
+        self,
+        root: Path,
+        config: CheckpointConfig,
+        identity: Identity,
+        topology: Json,
+        metadata: dict[str, Any],
+        may_write: Callable[[], None] = lambda: None,
     ) -> None:
-        self.root, self.config, self.identity = root, config, identity
+        self.root, self.config, self.identity, self._may_write = root, config, identity, may_write
         self.topology: Json = json.loads(json.dumps(topology))
         self._metadata = metadata
 
@@ -62,7 +70,7 @@ class CheckpointManager:
         """
         trainer = json.loads(json.dumps(state, allow_nan=False))
         with_optimizer = optimizer is not None and any(together(lambda: has_moments(optimizer), SaveError))
-        staging = Path(str(together(only_rank_0(lambda: str(store.stage(self.root, step))), SaveError)[0]))
+        staging = Path(str(together(only_rank_0(lambda: self._stage(step)), SaveError)[0]))
         try:
             together(lambda: _write_text(staging, f"rng_{dist.get_rank()}.json", json.dumps(rng_state())), SaveError)
             counted = together(
@@ -171,6 +179,10 @@ class CheckpointManager:
         _write_text(staging, STATE_FILE, json.dumps(content, indent=1))
         _write_text(staging, MCORE_CONFIG_FILE, json.dumps(MCORE_CONFIG))
 
+    def _stage(self, step: int) -> str:
+        self._may_write()
+        return str(store.stage(self.root, step))
+
     def _commit(self, staging: Path, step: int, optimizer: bool, files: dict[str, FileRecord]) -> None:
         seen = {path.name: path.stat().st_size for path in staging.iterdir()}
         if seen != {name: record.bytes for name, record in files.items()}:
@@ -187,6 +199,7 @@ class CheckpointManager:
             libraries={name: packages.version(name) for name in ("torch", "megatron-core")},
             files=files,
         )
+        self._may_write()
         store.commit(staging, self.root, manifest)
 
     def _tidy(self, best: int | None) -> None:

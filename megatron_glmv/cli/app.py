@@ -110,3 +110,20 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
     from megatron_glmv.platform.doctor import main
 
     raise typer.Exit(main(as_json))
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def submit(
+    overrides: Annotated[
+        list[str], typer.Argument(help="experiment=NAME cluster=NAME [key=value ...], or pipeline=NAME.")
+    ],
+    multirun: Annotated[bool, typer.Option("--multirun", "-m", help="A sweep: one job array.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the call and the script; write and submit nothing.")] = False,
+    test_only: Annotated[bool, typer.Option(help="Ask Slurm when it would start.")] = False,
+    hold: Annotated[bool, typer.Option(help="Wait for `scontrol release JOB`.")] = False,
+    after: Annotated[list[str] | None, typer.Option(help="Job that has to end well first; may be repeated.")] = None,
+) -> None:
+    """Send a run, a sweep or a pipeline to Slurm. Config and code are frozen now, whenever it starts."""
+    from megatron_glmv.cli.submit import main
+
+    main(overrides, multirun=multirun, dry_run=dry_run, test_only=test_only, hold=hold, after=after or [])

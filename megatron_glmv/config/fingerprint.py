@@ -19,6 +19,8 @@ NOT_LOAD_BEARING = (
     "backend",
     "parallel",
     "checkpoint",
+    "cluster",
+    "watchdog_s",
     "data.workers",
     "data.prefetch",
     "data.log_samples",

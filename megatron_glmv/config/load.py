@@ -53,8 +53,8 @@ def conf_dir() -> Path:
 
 
 def groups() -> list[str]:
-    """The config groups (folders of conf/)."""
-    return sorted(place.name for place in conf_dir().iterdir() if place.is_dir())
+    """The config groups (folders of conf/). A pipeline is a list of runs, not a part of one."""
+    return sorted(place.name for place in conf_dir().iterdir() if place.is_dir() and place.name != "pipeline")
 
 
 def choices(group: str) -> list[str]:

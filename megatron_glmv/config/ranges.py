@@ -19,6 +19,7 @@ POSITIVE = {  # integers that are at least 1
     "video_max_frames max_media_bytes max_image_pixels prefetch",
     "train": "steps stop_step global_batch log_every val_packs",
     "checkpoint": "keep",
+    "cluster": "nodes ranks_per_node cpus_per_rank array_limit",
 }
 NOT_NEGATIVE = {  # numbers that may be 0
     "model.text.moe": "first_dense bias_rate aux_loss",
@@ -26,6 +27,7 @@ NOT_NEGATIVE = {  # numbers that may be 0
     "optim": "lr min_lr warmup_steps weight_decay clip_grad",
     "train": "seed val_every",
     "checkpoint": "every",
+    "cluster": "gpus_per_node notice max_requeues max_failures",
 }
 ABOVE_ZERO = {  # numbers above 0, with one that is a fair repair
     "model.text.rope_theta": 10000.0,
@@ -53,7 +55,9 @@ NAMES = {
     "precision.fp8_backend": ("te", "emulate"),
     "platform": ("auto", "cpu", "cuda"),
     "backend": ("auto", "te", "torch"),
-    "resume": ("auto", "never"),
+    "resume": ("auto", "anyway", "never"),
+    "cluster.launcher": ("srun", "torchrun"),
+    "cluster.container": ("none", "pyxis", "apptainer"),
     "train.recompute": ("none", "selective", "full"),
     "data.template": ("glm45v", "glm41v"),
 }

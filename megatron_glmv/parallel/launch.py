@@ -57,10 +57,11 @@ def detect() -> RankContext | None:
     env = os.environ
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= env.keys():
         return RankContext(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_RANK"]), "env://")
-    # srun sets these in every task; a shell inside an allocation has SLURM_JOB_ID but no step.
-    if {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_ID"} <= env.keys() and int(
-        env["SLURM_NTASKS"]
-    ) > 1:
+    # srun sets these in every task; a shell inside an allocation has SLURM_JOB_ID but no step. A single task may be a
+    # person's own `srun --pty`; our job script says that it is a rank.
+    if {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_ID"} <= env.keys() and (
+        int(env["SLURM_NTASKS"]) > 1 or "GLMV_SRUN" in env
+    ):
         address = env.get("MASTER_ADDR") or first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST", ""))
         # Jobs that share a node get ports of their own.
         port = env.get("MASTER_PORT") or str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -48,3 +50,23 @@ _SEVERITY = tuple(
 def worst(codes: Iterable[int]) -> int:
     """The code of several runs together: a failure outranks "run again", and a code that is not ours outranks all."""
     return max(codes, key=lambda code: _SEVERITY.index(code) if code in _SEVERITY else len(_SEVERITY), default=0)
+
+
+EXIT_FILE = "GLMV_EXIT_FILE"
+"""Environment variable of a job's ranks: the file in which the first that ends for a reason says which."""
+
+
+def say_exit_code(code: int, reason: str) -> None:
+    """Leaves `code` for the job script. The first rank's word stands: those that follow it died of its death. Nothing is
+    written where no job script asked for it."""
+    file = os.environ.get(EXIT_FILE)
+    if not file:
+        return
+    own = Path(f"{file}.{os.uname().nodename}.{os.getpid()}")
+    own.write_text(f"{code} {' '.join(reason.split())}\n", encoding="utf-8")
+    try:
+        os.link(own, file)
+    except FileExistsError:
+        pass
+    finally:
+        own.unlink()

@@ -74,7 +74,13 @@ def build_trainer(config: Config, session: Session) -> Trainer:
     return Trainer(chunks, optimizer, session.groups, session.device, config.data.pack_tokens)
 
 
-def make_checkpoints(config: Config, session: Session, tokenizer: Tokenizer, run_dir: Path) -> CheckpointManager:
+def make_checkpoints(
+    config: Config,
+    session: Session,
+    tokenizer: Tokenizer,
+    run_dir: Path,
+    may_write: Callable[[], None] = lambda: None,
+) -> CheckpointManager:
     identity = Identity(
         model=to_json(config)["model"],
         tokenizer_fingerprint=tokenizer.fingerprint,
@@ -86,6 +92,7 @@ def make_checkpoints(config: Config, session: Session, tokenizer: Tokenizer, run
         identity,
         topology=session.groups.topology.to_json(),
         metadata=sharding_metadata(session.groups),
+        may_write=may_write,
     )
 
 

@@ -20,6 +20,7 @@ from megatron_glmv.data.tokenizer import Tokenizer
 from megatron_glmv.parallel.collectives import agree_on
 from megatron_glmv.precision.fp8 import describe
 from megatron_glmv.resilience.exit_codes import ExitCode
+from megatron_glmv.resilience.fence import Fence
 from megatron_glmv.resilience.signals import StopRequest
 from megatron_glmv.stages.parts import (
     build_trainer,
@@ -52,10 +53,11 @@ def run(config: Config, run_dir: Path, session: Session) -> int:
     dist.all_gather_object(ranks, this_rank())
     recording = dist.get_rank() == 0
 
+    fence = Fence.acquire(run_dir) if recording else None
     trainer = build_trainer(config, session)
-    checkpoints = make_checkpoints(config, session, tokenizer, run_dir)
+    checkpoints = make_checkpoints(config, session, tokenizer, run_dir, *([fence.check] if fence else []))
     state = TrainState()
-    restored = checkpoints.restore_latest(trainer.chunks, trainer.optimizer) if config.resume == "auto" else None
+    restored = checkpoints.restore_latest(trainer.chunks, trainer.optimizer) if config.resume != "never" else None
     if restored is not None:
         state = TrainState.from_json(restored)
     elif config.init_from:
@@ -67,7 +69,7 @@ def run(config: Config, run_dir: Path, session: Session) -> int:
         attempt = Attempt(run_dir, config, len(ranks), state.step)
         tokenizer.save(run_dir / "tokenizer")
     try:
-        ending = _train(config, run_dir, session, trainer, tokenizer, checkpoints, state, stop)
+        ending = _train(config, run_dir, session, trainer, tokenizer, checkpoints, state, stop, fence)
     except BaseException as error:
         if attempt is not None:
             attempt.end(f"{type(error).__name__}: {error}", int(getattr(error, "exit_code", 1)), state.step)
@@ -88,6 +90,7 @@ def _train(
     checkpoints: Any,
     state: TrainState,
     stop: StopRequest,
+    fence: Fence | None,
 ) -> Any:
     groups, packs = session.groups, config.train.global_batch
     loader = None
@@ -100,6 +103,8 @@ def _train(
     recorder = None
     if dist.get_rank() == 0:
         recorder = Recorder(run_dir, config.train.steps, config.train.log_every, state.step, state.tokens)
+        if fence is not None:
+            recorder.may_write = fence.check
         recorder.note(
             f"{config.model.name} on {groups.topology.describe()}, {session.platform.name}, from step {state.step}"
         )

@@ -13,8 +13,8 @@ from megatron_glmv.config.schema import Config
 from megatron_glmv.config.validate import validate
 from megatron_glmv.parallel.launch import RankContext, detect, launch
 from megatron_glmv.parallel.topology import Topology
-from megatron_glmv.resilience.exit_codes import ExitCode
-from megatron_glmv.stages.rundir import resolve_run_dir
+from megatron_glmv.resilience.exit_codes import ExitCode, say_exit_code
+from megatron_glmv.stages.rundir import check_resume, resolve_run_dir
 
 PRELOAD = ("megatron_glmv.stages.preload",)
 
@@ -26,9 +26,12 @@ def run(config: Config) -> int:
         world = context.world if context else None
         validate(config, world)
         if context is not None:
-            return run_rank(config, resolve_run_dir(config), context)
+            run_dir = resolve_run_dir(config)
+            check_resume(config, run_dir)
+            return run_rank(config, run_dir, context)
         topology = Topology.resolve(config.parallel, None)
         run_dir = resolve_run_dir(config)
+        check_resume(config, run_dir)
         print(f"run directory {run_dir}", flush=True)
         codes = launch(partial(run_rank, config, run_dir), topology.world, preload=PRELOAD)
         return max((int(code or 0) for code in codes), default=0)
@@ -36,6 +39,7 @@ def run(config: Config) -> int:
         code = getattr(error, "exit_code", None)
         if code is None:
             raise
+        say_exit_code(int(code), str(error))
         print(f"glmv train: {error}", file=sys.stderr, flush=True)
         return int(code)
 
@@ -49,7 +53,19 @@ def run_rank(config: Config, run_dir: Path, context: RankContext) -> int:
     if config.stage.name not in stages:
         raise ConfigError("stage.name", config.stage.name, "is not a stage", fix=f"one of {', '.join(stages)}")
     with open_session(config, context) as session:
-        return int(stages[config.stage.name](config, run_dir, session))
+        try:
+            return int(stages[config.stage.name](config, run_dir, session))
+        except Exception as error:  # before the groups close and the peers see it
+            say_exit_code(ExitCode.HANG if lost_peer(error) else getattr(error, "exit_code", 1), str(error))
+            raise
+
+
+def lost_peer(error: Exception) -> bool:
+    """Whether it only says that another rank is gone (gloo raises a plain RuntimeError); its node may be."""
+    import torch.distributed as dist
+
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and any(w in str(error) for w in words))
 
 
 __all__ = ["ExitCode", "run", "run_rank"]

@@ -9,6 +9,11 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import yaml
+
+from megatron_glmv.checkpoint.store import committed
+from megatron_glmv.config.errors import ConfigError, show
+from megatron_glmv.config.fingerprint import load_bearing
 from megatron_glmv.config.load import to_yaml
 from megatron_glmv.config.schema import Config
 from megatron_glmv.data.types import Json
@@ -36,6 +41,30 @@ def resolve_run_dir(config: Config) -> Path:
     return directory.resolve()
 
 
+def check_resume(config: Config, run_dir: Path) -> None:
+    """Raises ConfigError where the run in `run_dir` has checkpoints and was configured to give other numbers."""
+    before = run_dir / "config.yaml"
+    if config.resume == "anyway" or not before.is_file() or not committed(run_dir / "checkpoints"):
+        return
+    if config.resume == "never":
+        raise ConfigError("resume", "never", f"{run_dir} has checkpoints", "resume=auto, or another run_dir")
+    old = _flat(yaml.safe_load(before.read_text(encoding="utf-8")))
+    new = json.loads(json.dumps(load_bearing(config)))
+    changed = [f"{key} was {show(old[key])}, is {show(new[key])}" for key in new if old.get(key, new[key]) != new[key]]
+    if changed:
+        raise ConfigError(
+            "resume", "auto", f"{run_dir} was trained with other options ({'; '.join(changed)})", "set them back, take "
+            "another run_dir (init_from=CKPT starts from its weights), or give resume=anyway",
+        )  # fmt: skip
+
+
+def _flat(tree: Json, prefix: str = "") -> Json:
+    flat: Json = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
@@ -49,6 +78,9 @@ class Attempt:
         self.ledger, self.open_file = run_dir / "attempts.jsonl", run_dir / "attempt.json"
         self._close_killed()
         self.record: Json = {"start": _now(), "world": world, "step_in": step_in}
+        for name, variable in (("job", "SLURM_JOB_ID"), ("restart", "SLURM_RESTART_COUNT")):
+            if variable in os.environ:
+                self.record[name] = os.environ[variable]
         self._began = time.monotonic()
         self.open_file.write_text(json.dumps(self.record))
         (run_dir / "config.yaml").write_text(to_yaml(config))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +27,8 @@ class Recorder:
     def __init__(self, run_dir: Path, steps: int, log_every: int, first_step: int, tokens: int = 0) -> None:
         self.path = run_dir / "metrics.jsonl"
         self.steps, self.log_every = steps, log_every
+        self.may_write: Callable[[], None] = lambda: None
+        """Asked before each line; raises where another attempt owns the run directory by now."""
         _keep_until(self.path, first_step)
         _keep_until(run_dir / "samples.jsonl", first_step)
         self._metrics: IO[str] = self.path.open("a", encoding="utf-8")
@@ -42,6 +45,7 @@ class Recorder:
             self._progress.start()
 
     def step(self, record: Json) -> None:
+        self.may_write()
         self._metrics.write(json.dumps(record) + "\n")
         self._metrics.flush()
         for name, value in record.items():
