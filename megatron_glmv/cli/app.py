@@ -11,6 +11,7 @@ import typer
 from megatron_glmv.cli import convert as convert_commands
 from megatron_glmv.cli import data as data_commands
 from megatron_glmv.cli import evaluate as evaluate_commands
+from megatron_glmv.cli import sweep as sweep_commands
 from megatron_glmv.cli.reward import reward
 from megatron_glmv.config.errors import ConfigError
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(convert_commands.app, name="convert")
 app.add_typer(data_commands.app, name="data")
+app.add_typer(sweep_commands.app, name="sweep")
 app.add_typer(evaluate_commands.app, name="eval")
 app.command()(reward)
 
@@ -127,3 +129,26 @@ def submit(
     from megatron_glmv.cli.submit import main
 
     main(overrides, multirun=multirun, dry_run=dry_run, test_only=test_only, hold=hold, after=after or [])
+
+
+@app.command()
+def status(
+    targets: Annotated[list[str] | None, typer.Argument(help="Run directories, sweeps or job numbers.")] = None,
+    watch: Annotated[bool, typer.Option(help="Follow until none is running or waiting.")] = False,
+) -> None:
+    """State, nodes, step, loss, speed, time left and the last reason of runs, a line each."""
+    from megatron_glmv.cli.status import status as show
+
+    show(targets or [], watch=watch)
+
+
+@app.command()
+def logs(
+    target: Annotated[str, typer.Argument(help="Run directory or job number.")],
+    rank: Annotated[int | None, typer.Option(help="Of this rank; default: the job script's and rank 0's.")] = None,
+    attempt: Annotated[int | None, typer.Option(help="Number of the restart; default: the newest.")] = None,
+) -> None:
+    """What the newest attempt of a run printed."""
+    from megatron_glmv.cli.status import logs as show
+
+    show(target, rank, attempt)

@@ -46,7 +46,7 @@ class ClusterConfig:
     modules: tuple[str, ...] = ()
     """Environment modules to load on each node's shell, before anything else."""
     environment: tuple[str, ...] = ()
-    """NAME=VALUE for every rank, NCCL's above all. Anything secret belongs in a file on the cluster: these are shown."""
+    """NAME=VALUE for every rank, NCCL's above all. They are shown: what is secret belongs in a file on the cluster."""
     bind: tuple[str, ...] = ()
     """Options of srun that bind ranks to CPUs, GPUs and memory: --cpu-bind=..., --gpu-bind=..., --mem-bind=..."""
     numa_of_rank: tuple[int, ...] = ()

@@ -31,6 +31,7 @@ NOT_LOAD_BEARING = (
     "train.val_every",
     "train.val_packs",
     "train.recompute",
+    "train.recompute_vision",
 )
 """Options (or whole groups) a run may change when it resumes: they move or place the work, and change no sample and no
 formula. Another layout is one of them: sums then differ in rounding only. The data set itself is held to by the

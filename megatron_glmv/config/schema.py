@@ -279,8 +279,8 @@ class Config:
     rl: RLConfig = field(default_factory=RLConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     watchdog_s: float = 1800.0
-    """Seconds without progress (a micro-batch, a step, a checkpoint) after which a rank ends the run with the hang code;
-    0: never. The first step gets three times as long."""
+    """Seconds without progress (a micro-batch, a step, a checkpoint) after which a rank ends the run with the hang
+    code; 0: never. The first step gets three times as long."""
     platform: str = "auto"
     """cuda, cpu, or auto: cuda where a GPU is usable."""
     backend: str = "auto"
@@ -290,5 +290,5 @@ class Config:
     init_from: str | None = None
     """A checkpoint whose weights the run starts from (optimizer fresh)."""
     resume: str = "auto"
-    """auto: continue from the newest committed checkpoint in run_dir, unless an option that decides the run's numbers has
-    changed; anyway: also then; never: refuse a run_dir that has one."""
+    """auto: continue from the newest committed checkpoint in run_dir, unless an option that decides the run's numbers
+    has changed; anyway: also then; never: refuse a run_dir that has one."""

@@ -74,7 +74,7 @@ def shape_of(config: Config) -> Shape:
 
 
 def sbatch_options(job: Job) -> list[str]:
-    """The options of sbatch, without the script. Requeueing is the script's, by exit code, and Slurm's for lost nodes."""
+    """The options of sbatch, without the script. To requeue is the script's, by exit code; Slurm's for lost nodes."""
     cluster, log = job.cluster, "slurm-%A_%a.log" if job.members is not None else "slurm-%j.log"
     tasks = job.shape.ranks_per_node if cluster.launcher == "srun" else 1
     cpus = cluster.cpus_per_rank * (1 if cluster.launcher == "srun" else job.shape.ranks_per_node)

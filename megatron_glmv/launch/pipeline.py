@@ -27,14 +27,15 @@ def prepare_pipeline(name: str, overrides: Sequence[str], options: Options) -> l
     each stage. Raises ConfigError, before anything is submitted."""
     stages = read(name)
     names = [stage["name"] for stage in stages]
-    common, own = [], {stage: [] for stage in names}  # type: tuple[list[str], dict[str, list[str]]]
+    common: list[str] = []
+    own: dict[str, list[str]] = {label: [] for label in names}
     base = f"runs/{name}/{datetime.now():%Y%m%d-%H%M%S}"
     for override in overrides:
-        stage, colon, rest = override.partition(":")
+        label, colon, rest = override.partition(":")
         if override.startswith("run_dir="):
             base = override.removeprefix("run_dir=")
-        elif colon and stage in own:
-            own[stage].append(rest)
+        elif colon and label in own:
+            own[label].append(rest)
         else:
             common.append(override)
     prepared: list[Prepared] = []

@@ -129,14 +129,17 @@ def _complete(config: Config, suffix: str) -> Config:
 
 def _absolute(config: Config) -> Config:
     data = config.data
-    places = {name: str(Path(value).absolute()) for name in ("path", "tokenizer") if (value := getattr(data, name))}
-    if data.val_path not in ("", "auto"):
-        places["val_path"] = str(Path(data.val_path).absolute())
+
+    def place(path: str) -> str:
+        return str(Path(path).absolute()) if path not in ("", "auto") else path
+
     return dataclasses.replace(
         config,
         run_dir=None if config.run_dir is None else str(Path(config.run_dir).absolute()),
         init_from=None if config.init_from is None else str(Path(config.init_from).absolute()),
-        data=dataclasses.replace(data, **places),
+        data=dataclasses.replace(
+            data, path=place(data.path), tokenizer=place(data.tokenizer), val_path=place(data.val_path)
+        ),
     )
 
 

@@ -57,7 +57,7 @@ EXIT_FILE = "GLMV_EXIT_FILE"
 
 
 def say_exit_code(code: int, reason: str) -> None:
-    """Leaves `code` for the job script. The first rank's word stands: those that follow it died of its death. Nothing is
+    """Leaves `code` for the job script. The first rank's word stands: those that follow died of its death. Nothing is
     written where no job script asked for it."""
     file = os.environ.get(EXIT_FILE)
     if not file:

@@ -1,8 +1,8 @@
 """SIGUSR1 and SIGTERM become a flag that the loop asks for once a step: save, then leave with the requeue code.
 
 Slurm signals every process of a job step. SIGUSR1 is therefore blocked as well as handled: processes started from here
-inherit the block and outlive the notice, and what is pending counts as asked. The handler is for threads that were there
-before the block.
+inherit the block and outlive the notice, and what is pending counts as asked. The handler is for threads that were
+there before the block.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from megatron_glmv.precision.fp8 import describe
 from megatron_glmv.resilience.exit_codes import ExitCode
 from megatron_glmv.resilience.fence import Fence
 from megatron_glmv.resilience.signals import StopRequest
+from megatron_glmv.resilience.watchdog import Watchdog
 from megatron_glmv.stages.parts import (
     build_trainer,
     make_checkpoints,
@@ -54,7 +55,9 @@ def run(config: Config, run_dir: Path, session: Session) -> int:
     recording = dist.get_rank() == 0
 
     fence = Fence.acquire(run_dir) if recording else None
+    watchdog = Watchdog(config.watchdog_s, dist.get_rank()).start()
     trainer = build_trainer(config, session)
+    trainer.progress = watchdog.beat
     checkpoints = make_checkpoints(config, session, tokenizer, run_dir, *([fence.check] if fence else []))
     state = TrainState()
     restored = checkpoints.restore_latest(trainer.chunks, trainer.optimizer) if config.resume != "never" else None
@@ -66,10 +69,11 @@ def run(config: Config, run_dir: Path, session: Session) -> int:
     attempt = None
     if recording:
         write_ranks(run_dir, ranks)
-        attempt = Attempt(run_dir, config, len(ranks), state.step)
+        attempt = started = Attempt(run_dir, config, len(ranks), state.step)
+        watchdog.on_hang = lambda reason: started.end(reason, int(ExitCode.HANG), state.step)
         tokenizer.save(run_dir / "tokenizer")
     try:
-        ending = _train(config, run_dir, session, trainer, tokenizer, checkpoints, state, stop, fence)
+        ending = _train(config, run_dir, session, trainer, tokenizer, checkpoints, state, stop, fence, watchdog)
     except BaseException as error:
         if attempt is not None:
             attempt.end(f"{type(error).__name__}: {error}", int(getattr(error, "exit_code", 1)), state.step)
@@ -91,6 +95,7 @@ def _train(
     state: TrainState,
     stop: StopRequest,
     fence: Fence | None,
+    watchdog: Watchdog,
 ) -> Any:
     groups, packs = session.groups, config.train.global_batch
     loader = None
@@ -127,10 +132,12 @@ def _train(
                 step_ids=partial(loader.step_ids) if loader is not None and config.data.log_samples else None,
                 recorder=recorder,
                 stop=stop,
+                watchdog=watchdog,
             ),
             state,
         )
     finally:
+        watchdog.close()
         feed.close()
         if recorder is not None:
             recorder.close()

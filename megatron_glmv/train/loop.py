@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from megatron_glmv.config.schema import Config
 from megatron_glmv.data.types import Json
 from megatron_glmv.resilience.signals import StopRequest
+from megatron_glmv.resilience.watchdog import Watchdog
 from megatron_glmv.train.feed import Feed
 from megatron_glmv.train.metrics import Recorder
 from megatron_glmv.train.optimizer import set_learning_rate
@@ -32,6 +33,7 @@ class Parts:
     recorder: Recorder | None
     """On the recording rank only."""
     stop: StopRequest
+    watchdog: Watchdog
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def train(parts: Parts, state: TrainState) -> Ending:
     ending = Ending("finished" if last == settings.steps else f"stop_step {last}")
 
     while state.step < last:
+        parts.watchdog.beat(f"the data of step {state.step + 1}")
         started = time.perf_counter()
         batches = parts.feed.next_step()
         waited = time.perf_counter() - started
@@ -80,6 +83,8 @@ def train(parts: Parts, state: TrainState) -> Ending:
         state.samples += result.samples
         state.loader = parts.feed.state_dict()
         record = _record(parts, state, result, rate, started, waited)
+        parts.watchdog.settled()
+        parts.watchdog.beat(f"what follows step {step}: validation, records, checkpoint")
         if parts.validate and (step == last or (settings.val_every and step % settings.val_every == 0)):
             record |= parts.validate()
         if parts.recorder:

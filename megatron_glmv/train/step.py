@@ -169,6 +169,8 @@ class Trainer:
     ) -> None:
         self.chunks, self.optimizer, self.groups, self.device = chunks, optimizer, groups, device
         self.pack_tokens = pack_tokens
+        self.progress: Callable[[str], None] = lambda where: None
+        """Told of each micro-batch before it is computed."""
         self._weight = 1.0
         self._schedule = get_forward_backward_func()
         config = chunks[0].config
@@ -197,13 +199,18 @@ class Trainer:
             forward_step_func=partial(
                 forward_micro_batch, reduce, self.device, (self.groups.cp.rank(), self.groups.cp.size())
             ),
-            data_iterator=[iter(batches) for _ in self.chunks] if len(self.chunks) > 1 else iter(batches),
+            data_iterator=[self._told(batches) for _ in self.chunks] if len(self.chunks) > 1 else self._told(batches),
             model=self.chunks,
             num_microbatches=len(batches),
             seq_length=self.pack_tokens,
             micro_batch_size=1,
             forward_only=forward_only,
         )
+
+    def _told(self, batches: list[PackedBatch]) -> Iterator[PackedBatch]:
+        for number, batch in enumerate(batches, start=1):
+            self.progress(f"micro-batch {number} of {len(batches)}, samples {', '.join(batch.sample_ids)}")
+            yield batch
 
     def step(self, batches: list[PackedBatch], *, stop_requested: bool = False) -> StepResult:
         """Trains on the global batch of which `batches` are this replica's packs. Raises DivergedError on every

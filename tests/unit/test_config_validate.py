@@ -96,7 +96,7 @@ def refused(config: Config, world: int | None = None, **options: Any) -> ConfigE
         ({"train__stop_step": 10**6}, "train.stop_step", "train.stop_step="),
         ({"data__path": ""}, "data.path", "glmv data make"),
         ({"data__val_path": "", "train__val_every": 5}, "train.val_every", "data.val_path"),
-        ({"resume": "maybe"}, "resume", "auto, never"),
+        ({"resume": "maybe"}, "resume", "auto, anyway, never"),
     ],
 )
 def test_a_refusal_names_the_option_and_what_would_be_legal(
