@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_glmv.config.cluster import ClusterConfig
 from megatron_glmv.config.errors import ConfigError
-from megatron_glmv.config.layout import resolve_sizes
-from megatron_glmv.config.schema import Config
+from megatron_glmv.config.layout import expert_tensor_of, resolve_sizes
+from megatron_glmv.config.schema import Config, ParallelConfig
 from megatron_glmv.launch.fields import check, check_name, check_path
 
 DEPENDENCY = re.compile(r"[0-9]{1,12}(_[0-9]{1,6})?")
@@ -61,7 +63,7 @@ def shape_of(config: Config) -> Shape:
     cluster = config.cluster
     if cluster.nodes is not None and config.parallel.data is None:
         return Shape(cluster.nodes, cluster.ranks_per_node)
-    world = resolve_sizes(config.parallel, None).world
+    world = _smallest(config.parallel)
     if cluster.nodes is None and world <= cluster.ranks_per_node:
         return Shape(1, world)
     nodes = cluster.nodes or -(-world // cluster.ranks_per_node)
@@ -71,6 +73,15 @@ def shape_of(config: Config) -> Shape:
             "on each", "change cluster.nodes, cluster.ranks_per_node or parallel.data",
         )  # fmt: skip
     return Shape(nodes, world // nodes)
+
+
+def _smallest(parallel: ParallelConfig) -> int:
+    """The ranks of a layout; where `data` is open, with the smallest that its experts fit. Raises ConfigError."""
+    most = 1 if parallel.data is not None else parallel.expert * expert_tensor_of(parallel)
+    for data in range(1, most):
+        with contextlib.suppress(ConfigError):
+            return resolve_sizes(dataclasses.replace(parallel, data=data), None).world
+    return resolve_sizes(parallel if most == 1 else dataclasses.replace(parallel, data=most), None).world
 
 
 def sbatch_options(job: Job) -> list[str]:

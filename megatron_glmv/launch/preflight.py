@@ -133,10 +133,15 @@ def meet(place: Place, wait: float = MEET_S) -> str:
         time.sleep(0.2)
     # A file's time is the file system's own clock, the same for all nodes: compare each node's clock with it.
     skews = {node: float((folder / node).read_text()) - (folder / node).stat().st_mtime for node in place.nodes}
+    return judge_clocks(skews, place.node)
+
+
+def judge_clocks(skews: dict[str, float], node: str) -> str:
+    """`skews`: seconds that each node's clock is ahead of the file system's."""
     spread = max(skews.values()) - min(skews.values())
-    if spread > MAX_SKEW_S and abs(skews[place.node]) == max(map(abs, skews.values())):
-        raise Unfit(f"its clock is {skews[place.node]:+.1f} s off the file system's")
-    return f"{len(place.nodes)} nodes, clocks within {spread:.1f} s"
+    if spread > MAX_SKEW_S and abs(skews[node]) == max(map(abs, skews.values())):
+        raise Unfit(f"its clock is {skews[node]:+.1f} s off the file system's")
+    return f"{len(skews)} nodes, clocks within {spread:.1f} s"
 
 
 def room(run_dir: Path) -> str:

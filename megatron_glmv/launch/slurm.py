@@ -68,8 +68,7 @@ def log_of(job: str) -> str:
     """The file a job's script writes to, while Slurm remembers the job."""
     if not job.replace("_", "").isdigit():
         raise ConfigError("JOB", repr(job), "is neither a run directory nor a job number")
-    text = call(["scontrol", "-o", "show", "job", job])
-    for word in text.split():
-        if word.startswith("StdOut="):
-            return word.removeprefix("StdOut=")
+    for line in call(["scontrol", "show", "job", job]).splitlines():  # a line each: a path may hold blanks
+        if line.strip().startswith("StdOut="):
+            return line.strip().removeprefix("StdOut=")
     raise SlurmError(f"scontrol does not say where job {job} writes")
