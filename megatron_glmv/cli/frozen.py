@@ -7,6 +7,7 @@ import dataclasses
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import yaml
@@ -29,12 +30,14 @@ if __name__ == "__main__":
     try:
         code = main(*sys.argv[1:])
     except Exception as error:
-        code = int(getattr(error, "exit_code", 1))
+        from megatron_glmv.stages.run import lost_peer
+
+        code = int(getattr(error, "exit_code", ExitCode.HANG if lost_peer(error) else 1))
         say_exit_code(code, f"{type(error).__name__}: {error}")
-        if code == 1:
-            raise
-        print(f"glmv: {error}", file=sys.stderr, flush=True)
-    if code != ExitCode.OK:
-        say_exit_code(code, "")
+        if code in (1, ExitCode.HANG):
+            traceback.print_exc()
+        else:
+            print(f"glmv: {error}", file=sys.stderr, flush=True)
+    say_exit_code(code, "")
     sys.stdout.flush()
     os._exit(code) if code not in (0, 1) else sys.exit(code)
