@@ -14,7 +14,8 @@ from megatron_glmv.data.progress import track
 from megatron_glmv.data.types import Json
 from megatron_glmv.evaluate.dataset import Question, load_questions
 from megatron_glmv.evaluate.form import ANSWER, THINK, check_mode, form_of
-from megatron_glmv.evaluate.metrics import Graded, exact_match, extract
+from megatron_glmv.evaluate.grading import right
+from megatron_glmv.evaluate.metrics import Graded, extract
 from megatron_glmv.evaluate.results import scores_of, show, summarise, table, write
 from megatron_glmv.evaluate.shuffle import shuffle_media as exchange
 from megatron_glmv.inference.completion import FAILED, LENGTH, Completion
@@ -123,7 +124,7 @@ def grade(question: Question, reply: str) -> Graded:
         answer=question.answer,
         chance=question.chance,
         reply=reply,
-        correct=exact_match(reply, question.answer),
+        correct=right(question.domain, reply, question.answer),
     )
 
 

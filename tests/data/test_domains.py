@@ -25,17 +25,20 @@ from data.sheet_reader import WRITTEN, read, recorded
 from megatron_glmv.data.errors import DataError
 from megatron_glmv.data.index import ShardDataset
 from megatron_glmv.data.synthetic.canvas import COLOURS
-from megatron_glmv.data.synthetic.domains.code import same
 from megatron_glmv.data.synthetic.domains.corpus import Plan, write
 from megatron_glmv.data.synthetic.domains.drawing import Sheet, style_of
 from megatron_glmv.data.synthetic.domains.form import OFF, ON, PRETRAIN, QUESTIONS, SFT, Recipe, make
 from megatron_glmv.data.synthetic.domains.lattice import choose, is_held_out, templates
+from megatron_glmv.data.synthetic.domains.markup import same
 from megatron_glmv.data.synthetic.domains.page import render
 from megatron_glmv.data.synthetic.domains.problem import TIERS, Problem, problem
 from megatron_glmv.data.synthetic.domains.registry import DOMAINS
 from megatron_glmv.data.synthetic.seeds import EVAL, TRAIN, VAL, stream
 from megatron_glmv.evaluate.dataset import load_questions
+from megatron_glmv.evaluate.grading import right
 from megatron_glmv.evaluate.metrics import exact_match
+from megatron_glmv.rl.rewards.registry import Judge
+from megatron_glmv.rl.rewards.types import Item
 
 NAMES = sorted(DOMAINS)
 FEW, DRAWS = 6, 24
@@ -111,7 +114,7 @@ def test_a_page_is_what_its_html_says() -> None:
     for tier in TIERS:
         for index in range(FEW):
             with recorded() as records:
-                item = problem(DOMAINS["code"], tier, TRAIN, 3, index)
+                item = problem(DOMAINS["html"], tier, TRAIN, 3, index)
             html = item.asks[0].answer
             said = [text for text in re.split(r"<[^>]*>", html) if text]
             assert [text for _, _, text in records[0].texts if not re.fullmatch(r"\d\.", text)] == said
@@ -124,6 +127,44 @@ def test_a_page_is_what_its_html_says() -> None:
                 sheet = Sheet(*pixels.shape[:2], style)
                 render(sheet, other)
                 assert np.array_equal(sheet.pixels(), pixels) == same(other, html) == (other == html)
+
+
+def test_verifiers_find_every_right_answer_and_no_other() -> None:
+    """The rewards of reinforcement learning, with each answer boxed behind a thought as SFT teaches it."""
+    given: list[tuple[Item, bool]] = []
+    for name in NAMES:
+        for tier in TIERS:
+            for ask in (ask for item in items(name, tier, 2) for ask in item.asks):
+                wrong = [choice for choice in ask.choices if choice != ask.answer][:2]
+                wrong += [] if wrong or name == "ocr" else [_other(name, ask.answer)]
+                for said in (ask.answer, *wrong):
+                    response = f"<think>{ask.steps[0]}</think>\n<|begin_of_box|>{said}<|end_of_box|>"
+                    given.append((Item(name, response, ask.answer), said == ask.answer))
+    with Judge() as judge:
+        judgements = judge.judge([item for item, _ in given])
+    for (item, wanted), judgement in zip(given, judgements, strict=True):
+        assert (judgement.reward > 0.99) == wanted, (item, judgement)
+    assert {wanted for _, wanted in given} == {True, False}
+
+
+def _other(name: str, answer: str) -> str:
+    """An answer of the same form that is wrong: other numbers, an element more."""
+    if name == "html":
+        return answer + "<hr>"
+    if name in ("grounding", "gui_action"):
+        moved = re.sub(r"\d+", lambda n: str((int(n[0]) + 400) % 1000), answer)
+        return moved if moved != answer else '{"action_type":"scroll","direction":"up"}'
+    return str(float(answer) * 2 + 50)
+
+
+def test_evaluation_takes_a_box_that_is_near_and_not_one_that_is_far() -> None:
+    assert right("grounding", "[100,100,200,210]", "[100,100,200,200]")
+    assert not right("grounding", "[100,100,200,450]", "[100,100,200,200]")
+    assert not right("grounding", "nowhere", "[100,100,200,200]") and not right("colour", "[1,1,2,3]", "[1,1,2,2]")
+    click = '{"action_type":"click","box_2d":[0,0,100,100]}'
+    assert right("gui_action", click.replace("100]", "110]"), click)
+    assert not right("gui_action", click.replace("click", "scroll"), click) and not right("gui_action", "click", click)
+    assert right("html", "<hr/>\n<p>a</p>", "<hr><p>a</p>") and not right("html", "<p>" * 99, "<hr>")
 
 
 def test_html_is_compared_as_a_tree() -> None:

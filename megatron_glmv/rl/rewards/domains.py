@@ -18,6 +18,7 @@ from megatron_glmv.rl.rewards import (
     mathematics,
     ocr,
     open_ended,
+    page,
     science,
     vqa,
 )
@@ -38,6 +39,7 @@ VERIFIERS: dict[str, Verifier] = {
         vqa.SPATIAL,
         gui_action.VERIFIER,
         gui_grounding.VERIFIER,
+        page.VERIFIER,
         vqa.VIDEO,
         document.VERIFIER,
         geo.VERIFIER,
@@ -74,6 +76,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "grounding": ("visual_grounding", "detection", "referring"),
     "spatial": ("spatial_reasoning",),
     "gui_action": ("gui", "gui_agent", "androidworld", "osworld", "webvoyager", "action"),
+    "html": ("ui_to_code", "web_page"),
     "gui_grounding": ("screen_grounding",),
     "video_qa": ("video", "video_understanding"),
     "long_document": ("document", "document_qa", "long_doc", "doc"),

@@ -6,63 +6,14 @@ style with color and background, by the names of canvas.COLOURS. What a page say
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
-
 from megatron_glmv.data.synthetic.canvas import COLOURS, Rgb
 from megatron_glmv.data.synthetic.domains.drawing import Sheet
-
-VOID = ("hr",)
-_STYLE = re.compile(r"\s*(color|background)\s*:\s*(\w+)\s*;?")
+from megatron_glmv.data.synthetic.domains.markup import Node, parse
 
 
-@dataclass
-class Node:
-    """An element. Two pages are the same where their trees are: tags, styles, texts and order."""
-
-    tag: str
-    style: tuple[tuple[str, str], ...] = ()
-    text: str = ""
-    children: list[Node] = field(default_factory=list)
-
-    def colour(self, what: str) -> Rgb | None:
-        name = dict(self.style).get(what)
-        return COLOURS[name] if name else None
-
-
-class _Reader(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.root = Node("page")
-        self.open = [self.root]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        style = tuple(sorted(_STYLE.findall(dict(attrs).get("style") or "")))
-        node = Node(tag, style)
-        self.open[-1].children.append(node)
-        if tag not in VOID:
-            self.open.append(node)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in VOID:
-            return
-        if len(self.open) < 2 or self.open[-1].tag != tag:
-            raise ValueError(f"</{tag}> closes nothing that is open")
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        self.open[-1].text += " ".join(data.split())
-
-
-def parse(html: str) -> Node:
-    """The tree of a page. Raises ValueError where tags do not match."""
-    reader = _Reader()
-    reader.feed(html)
-    reader.close()
-    if len(reader.open) > 1:
-        raise ValueError(f"<{reader.open[-1].tag}> is not closed")
-    return reader.root
+def _colour(node: Node, what: str) -> Rgb | None:
+    name = dict(node.style).get(what)
+    return COLOURS[name] if name else None
 
 
 def render(sheet: Sheet, html: str) -> None:
@@ -83,15 +34,15 @@ def _weight(block: Node) -> float:
 
 def _block(sheet: Sheet, block: Node, top: float, height: float, unit: float) -> None:
     width, middle, indent = sheet.width, top + height / 2, sheet.width * 0.06
-    ink = block.colour("color") or sheet.style.ink
+    ink = _colour(block, "color") or sheet.style.ink
     size = unit * {"h1": 1.1, "h2": 0.85}.get(block.tag, 0.62)
     if block.tag == "hr":
         sheet.line([(indent, middle), (width - indent, middle)], ink, max(1.0, width / 110))
     elif block.tag == "div":
-        sheet.box((0, top, width, top + height), block.colour("background"))
+        sheet.box((0, top, width, top + height), _colour(block, "background"))
     elif block.tag == "button":
         at = (indent, top + unit * 0.1, indent + sheet.text_width(block.text, size) + unit, top + height - unit * 0.1)
-        sheet.box(at, block.colour("background"), sheet.style.ink, max(1.0, width / 160))
+        sheet.box(at, _colour(block, "background"), sheet.style.ink, max(1.0, width / 160))
         sheet.text(((at[0] + at[2]) / 2, middle), block.text, size, ink)
     elif block.tag in ("ul", "ol"):
         for number, item in enumerate(block.children):
@@ -100,7 +51,7 @@ def _block(sheet: Sheet, block: Node, top: float, height: float, unit: float) ->
                 sheet.text((indent, y), f"{number + 1}.", size, ink, "lm")
             else:
                 sheet.ellipse((indent, y - unit * 0.12, indent + unit * 0.24, y + unit * 0.12), ink)
-            sheet.text((indent + unit * 0.9, y), item.text, size, item.colour("color") or ink, "lm")
+            sheet.text((indent + unit * 0.9, y), item.text, size, _colour(item, "color") or ink, "lm")
     elif block.tag == "table":
         columns = max(len(row.children) for row in block.children)
         cell = (width - 2 * indent) / columns

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from megatron_glmv.data.synthetic.domains.chart import CHART
-from megatron_glmv.data.synthetic.domains.code import CODE
 from megatron_glmv.data.synthetic.domains.counting import COUNTING
 from megatron_glmv.data.synthetic.domains.document import DOCUMENT
 from megatron_glmv.data.synthetic.domains.geometry import MATH
 from megatron_glmv.data.synthetic.domains.grounding import GROUNDING
 from megatron_glmv.data.synthetic.domains.gui import GUI
+from megatron_glmv.data.synthetic.domains.html import HTML
 from megatron_glmv.data.synthetic.domains.ocr import OCR
 from megatron_glmv.data.synthetic.domains.physics import PHYSICS
 from megatron_glmv.data.synthetic.domains.problem import Domain
@@ -27,7 +27,7 @@ DOMAINS: dict[str, Domain] = {
         SPATIAL,
         GROUNDING,
         GUI,
-        CODE,
+        HTML,
         DOCUMENT,
         VIDEO_DOMAIN,
         TEXT,

@@ -1,4 +1,4 @@
-"""Code from a rendered page: the HTML that was drawn, graded by comparing trees.
+"""Code from a rendered page: the HTML that was drawn, graded by comparing trees (`markup.same`).
 
 The page is rendered from the answer itself, by the small renderer in `page.py`.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_glmv.data.synthetic.domains.drawing import Sheet
+from megatron_glmv.data.synthetic.domains.markup import Node, parse
 from megatron_glmv.data.synthetic.domains.objects import NAMES
 from megatron_glmv.data.synthetic.domains.ocr import ITEMS, word
-from megatron_glmv.data.synthetic.domains.page import Node, parse, render
+from megatron_glmv.data.synthetic.domains.page import render
 from megatron_glmv.data.synthetic.domains.problem import Ask, Domain, Draw, Kind, Medium
 from megatron_glmv.data.types import IMAGE
 
@@ -19,14 +20,6 @@ from megatron_glmv.data.types import IMAGE
 class Source:
     media: tuple[Medium, ...]
     html: str
-
-
-def same(said: str, meant: str) -> bool:
-    """Whether two pages have equal trees: white space between tags and the order within a style do not matter."""
-    try:
-        return parse(said) == parse(meant)
-    except ValueError:
-        return False
 
 
 def draw_blocks(d: Draw) -> Source:
@@ -90,11 +83,11 @@ def ask_html(source: Source, d: Draw) -> Ask:
     phrasings = ("write the html of this page", "give the html that shows this", "which html makes this page?")
     # two blocks of six colours are 36 pages; a random word has at least 400 forms
     chance = 1 / 36 if d.tier == 0 else 0.002
-    return d.ask("code_html", phrasings, source.html, steps, chance=chance, work=_work(parse(source.html)))
+    return d.ask("html_page", phrasings, source.html, steps, chance=chance, work=_work(parse(source.html)))
 
 
-CODE = Domain(
-    "code",
+HTML = Domain(
+    "html",
     (
         Kind("blocks", draw_blocks, (ask_html,), (0,)),
         Kind("heading", draw_heading, (ask_html,), (1,)),
