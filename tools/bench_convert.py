@@ -52,12 +52,13 @@ for name in os.listdir(sys.argv[2]):
 
 @dataclass(frozen=True)
 class Run:
-    """Wall and CPU seconds, anonymous memory in bytes."""
+    """Wall and CPU seconds; bytes of anonymous memory and of mapped files (weights that are mapped, and libraries)."""
 
     name: str
     seconds: float
     cpu: float
     memory: int
+    mapped: int
 
 
 def full_width(experts: int) -> ModelConfig:
@@ -95,15 +96,16 @@ def write(model: ModelConfig, experts: Experts, out: Path) -> int:
 def measured(name: str, command: Sequence[str], limit: int | None = None) -> Run:
     """Runs a command to its end, with a limit on its data segment (anonymous memory)."""
     os.sync()
-    before, began, memory = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), 0
+    before, began, memory = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), [0, 0]
     if limit:
         command = ["prlimit", f"--data={limit}", *command]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     while process.poll() is None:
         try:
-            found = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
-            memory = max(memory, int(found[1]) * 1024 if found else 0)
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            found = [re.search(rf"{kind}:\s+(\d+)", status) for kind in ("RssAnon", "RssFile")]
+            memory = [max(most, int(now[1]) * 1024 if now else 0) for most, now in zip(memory, found, strict=True)]
         except OSError:
             pass
         time.sleep(0.02)
@@ -111,7 +113,7 @@ def measured(name: str, command: Sequence[str], limit: int | None = None) -> Run
         raise SystemExit(f"{name} ended with {process.returncode}")
     seconds, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Run(name, seconds, cpu, memory)
+    return Run(name, seconds, cpu, *memory)
 
 
 def once(work: Path, workers: int, transformers: bool) -> list[Run]:
@@ -140,15 +142,16 @@ def bench(work: Path, model: ModelConfig, experts: Experts, workers: int, transf
     print(f"\nexperts {experts}: {total / 1e9:.2f} GB in bf16, {workers} workers, {repeat} rounds", flush=True)
     rounds = [once(work, workers, transformers) for _ in range(repeat)]
     shutil.rmtree(work / "hf")
-    print(f"{'':14}{'seconds':>9}{'CPU s':>9}{'GB/s':>8}{'x cp':>7}{'x CPU':>7}{'GiB':>8}")
+    print(f"{'':14}{'seconds':>9}{'CPU s':>9}{'GB/s':>8}{'x cp':>7}{'x CPU':>7}{'GiB':>8}{'mapped':>8}")
     base: Run | None = None
     for same in zip(*rounds, strict=True):
         seconds, cpu = (median(getattr(run, name) for run in same) for name in ("seconds", "cpu"))
-        run = Run(same[0].name, seconds, cpu, max(run.memory for run in same))
+        memory, mapped = (max(getattr(run, name) for run in same) for name in ("memory", "mapped"))
+        run = Run(same[0].name, seconds, cpu, memory, mapped)
         base = base or run
         ratios = f"{run.seconds / base.seconds:7.2f}{run.cpu / base.cpu:7.2f}"
-        rate, memory = total / 1e9 / run.seconds, run.memory / 2**30
-        print(f"{run.name:14}{run.seconds:9.1f}{run.cpu:9.1f}{rate:8.2f}{ratios}{memory:8.2f}", flush=True)
+        rate, held = total / 1e9 / run.seconds, f"{run.memory / 2**30:8.2f}{run.mapped / 2**30:8.2f}"
+        print(f"{run.name:14}{run.seconds:9.1f}{run.cpu:9.1f}{rate:8.2f}{ratios}{held}", flush=True)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ Shapes: T tokens of a pack, H decoder width, E experts, W vocabulary, N patches,
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -45,14 +46,19 @@ class Streamed:
         moe = self.config.model.text.moe
         kind = moe is not None and n >= moe.first_dense
         if self._layer is None or kind != self._kind:
-            self._layer = None  # its memory goes before the next is made
+            self._drop()
             self._layer, self._kind = Layer(self._chunk(n, 1)), kind
         self._filled(self._layer.chunk, n)
         return self._layer
 
     def head(self) -> Head:
-        self._layer = None
+        self._drop()
         return Head(self._filled(self._chunk(0, 0, post=True)))
+
+    def _drop(self) -> None:
+        """The memory of a layer goes before the next chunk is made; modules refer to each other in circles."""
+        self._layer = None
+        gc.collect()
 
     def _chunk(self, first: int, layers: int, pre: bool = False, post: bool = False) -> Any:
         model, backend = self.config.model, provider(self.session.backend)
@@ -101,6 +107,7 @@ class First:
     def drop(self) -> None:
         """Gives its memory back."""
         self.chunk = None
+        gc.collect()
 
     def encode(self, pixels: torch.Tensor, frames: list[tuple[int, int]], given: Tensors) -> Tensors:
         """pixels [N, V] -> embedded [N, C], block.K [N, C], features [M, H]. `given`: the same of another model, whose

@@ -7,7 +7,8 @@ arithmetic loss and gradient norm are equal under all layouts; in fp32 they diff
 reduction shows as 1e-2 or more. A token whose two best experts tie within rounding may be routed elsewhere, which
 shows as about 1e-4 in the norm; the seed has no such token.
 
-Not covered: bf16 (layouts differ by 1e-4 and more, as bf16 does), each single gradient.
+Not covered: bf16 (layouts differ by 1e-4 and more, as bf16 does); each single gradient, which the table of layouts has
+(test_layout_table.py).
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def test_over_the_budget_it_ends_as_a_data_error(data: Path, tmp_path: Path) -> 
     assert "Traceback" not in output
 
 
-def test_moved_from_four_replicas_to_two_tensor_ranks_to_three_replicas_it_is_the_unbroken_run(
+def test_moved_from_four_replicas_to_context_and_tensor_ranks_to_three_replicas_it_is_the_unbroken_run(
     data: Path, tmp_path: Path
 ) -> None:
     """The same ids in every global batch, losses within 1e-5, and the same ledger: bad samples are among them."""
@@ -93,7 +93,7 @@ def test_moved_from_four_replicas_to_two_tensor_ranks_to_three_replicas_it_is_th
     run(data, tmp_path / "whole", *options)
     moved = tmp_path / "moved"
     run(data, moved, *options, "parallel.data=4", "train.stop_step=2")
-    assert "from step 2" in run(data, moved, *options, "parallel.tensor=2", "train.stop_step=4")
+    assert "from step 2" in run(data, moved, *options, "parallel.context=2", "parallel.tensor=2", "train.stop_step=4")
     assert "from step 4" in run(data, moved, *options, "parallel.data=3")
     assert samples(moved) == samples(tmp_path / "whole")
     assert [record["step"] for record in metrics(moved)] == list(range(1, 7))

@@ -70,11 +70,12 @@ def test_killed_and_started_again_it_is_the_run_that_was_never_killed(
     assert differing_tensors(ours, theirs) == [] and ours.state == theirs.state
 
 
+@pytest.mark.parametrize("layout", ["parallel.tensor=2", "parallel.context=2"])
 def test_on_another_layout_it_sees_the_same_samples_and_nearly_the_same_losses(
-    data: Path, reference: Path, tmp_path: Path
+    data: Path, reference: Path, layout: str, tmp_path: Path
 ) -> None:
     moved = copy(reference, tmp_path / "run", [5])
-    assert "from step 5" in run(data, moved, "parallel.tensor=2")
+    assert "from step 5" in run(data, moved, layout)
     assert samples(moved) == samples(reference)
     ours, theirs = metrics(moved), metrics(reference)
     assert ours[:5] == theirs[:5]
