@@ -221,12 +221,7 @@ class Trainer:
             sum(samples_in(batch.padding, batch.cu_seqlens) for batch in batches),
         ]
         weight, tokens, samples = device_sum(counts, self.groups.dp, self.device)  # batches are whole packs everywhere
-        self._weight = max(weight, 1e-12)
-        set_balance_scale(self.chunks, self._weight / max(samples, 1.0))
-        for chunk in self.chunks:
-            chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        collected = self.forward_backward(batches, loss_and_report, forward_only=False)
+        collected = self.accumulate(batches, loss_and_report, weight, samples)
 
         counted = self.groups.last_stage and self.groups.tp.rank() == 0
         loss_sum, stop = device_sum(
@@ -235,10 +230,27 @@ class Trainer:
         loss = loss_sum / self._weight
         if not math.isfinite(loss):
             raise DivergedError(f"the loss is {loss}")
+        grad_norm = self.update()
+        return StepResult(loss, grad_norm, round(tokens), round(samples), stop > 0)
+
+    def accumulate(self, batches: list[PackedBatch], reduce: Reduce, weight: float, samples: float | None) -> list[Any]:
+        """Gradients of the sum of what `reduce` gives for each of this replica's packs, divided by `weight`, that of
+        the global batch. `samples` of the global batch scale the balance loss; None: there is none. Returns what
+        `reduce` collected, on the last pipeline stage."""
+        self._weight = max(weight, 1e-12)
+        set_balance_scale(self.chunks, self._weight / max(samples, 1.0) if samples is not None else 0.0)
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        return self.forward_backward(batches, reduce, forward_only=False)
+
+    def update(self) -> float:
+        """One step of the optimizer with the accumulated gradients; their norm before clipping. Raises DivergedError
+        on every rank."""
         _, grad_norm, _ = self.optimizer.step()
         if not math.isfinite(float(grad_norm)):
             raise DivergedError(f"the gradient norm is {float(grad_norm)}")
-        return StepResult(loss, float(grad_norm), round(tokens), round(samples), stop > 0)
+        return float(grad_norm)
 
     def start_reading_weights(self) -> None:
         """With overlapped parameter gathering, other ranks' parameters are one step old until the next forward pass:
