@@ -57,6 +57,8 @@ class RLConfig:
     """Questions of each task that are evaluated, the first of the file."""
     heldout_every: int = 10
     """Steps between evaluations; the first comes before step 1, the last after the last step. 0: only those two."""
+    heldout_samples: int = 1
+    """Sampled answers to each; the greedy one comes beside."""
     groups: int = 32
     """Prompts of an iteration."""
     group_size: int = 8

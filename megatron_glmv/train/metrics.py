@@ -29,8 +29,8 @@ class Recorder:
         self.steps, self.log_every = steps, log_every
         self.may_write: Callable[[], None] = lambda: None
         """Asked before each line; raises where another attempt owns the run directory by now."""
-        _keep_until(self.path, first_step)
-        _keep_until(run_dir / "samples.jsonl", first_step)
+        keep_until(self.path, first_step)
+        keep_until(run_dir / "samples.jsonl", first_step)
         self._metrics: IO[str] = self.path.open("a", encoding="utf-8")
         self._samples_path = run_dir / "samples.jsonl"
         self._tensorboard: Any = _tensorboard(run_dir / "tensorboard")
@@ -82,7 +82,8 @@ class Recorder:
             self._previous = (now, record["tokens"])
 
 
-def _keep_until(path: Path, step: int) -> None:
+def keep_until(path: Path, step: int) -> None:
+    """Cuts off the lines of later steps, and one that was half written."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

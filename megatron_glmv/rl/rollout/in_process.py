@@ -18,6 +18,7 @@ from megatron_glmv.data.template import GLM45V
 from megatron_glmv.data.tokenizer import Tokenizer
 from megatron_glmv.inference.completion import FAILED, LENGTH, STOP
 from megatron_glmv.inference.engine import Engine, continued, equal_lengths
+from megatron_glmv.inference.features import Features
 from megatron_glmv.inference.prompts import Prompt
 from megatron_glmv.inference.sampling import Sampler, Sampling
 from megatron_glmv.rl.rollout.contract import Rollout
@@ -68,6 +69,10 @@ class _Row:
 
 class RolloutEngine(Engine):
     """The engine of `glmv generate`, answering in groups. `greedy` draws belong to evaluation."""
+
+    def forget(self) -> None:
+        """Drops what was encoded with weights that have changed since."""
+        self.features = Features(self.model.vision, self.features.files, self.device)
 
     def roll(
         self,

@@ -1,0 +1,183 @@
+"""The loop of RLCS: draw, roll out, judge, grade, choose, learn, hand the weights back to the engine."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_glmv.config.schema import Config
+from megatron_glmv.data.errors import DataError
+from megatron_glmv.data.types import Json
+from megatron_glmv.parallel.groups import device_sum
+from megatron_glmv.resilience.signals import StopRequest
+from megatron_glmv.rl import observe
+from megatron_glmv.rl.advantage import valid
+from megatron_glmv.rl.curriculum import Curriculum
+from megatron_glmv.rl.expansion import expansion_ratio, most_balanced, plan
+from megatron_glmv.rl.group import Group
+from megatron_glmv.rl.learner import Learner
+from megatron_glmv.rl.prompts import RLPrompt
+from megatron_glmv.rl.rolling import Roller, held_out
+from megatron_glmv.rl.state import RLState
+from megatron_glmv.train.loop import Ending
+from megatron_glmv.train.metrics import Recorder
+from megatron_glmv.train.optimizer import set_learning_rate
+from megatron_glmv.train.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class RLParts:
+    """What the stage builds and the loop runs."""
+
+    config: Config
+    prompts: dict[str, RLPrompt]
+    heldout: Sequence[RLPrompt]
+    curriculum: Curriculum
+    roller: Roller
+    learner: Learner
+    sync: Callable[[], None]
+    """Gives the engine the trained weights."""
+    verify: Callable[[], None]
+    """Raises where it doesn't have them."""
+    save: Callable[[RLState], None]
+    recorder: Recorder | None
+    """On the recording rank only."""
+    groups_file: Path | None
+    stop: StopRequest
+
+
+def train(parts: RLParts, state: RLState) -> Ending:
+    """Runs from `state.step` as train/loop.py does. Equal on every rank."""
+    settings, rl, every = parts.config.train, parts.config.rl, parts.config.checkpoint.every
+    last = min(settings.steps, settings.stop_step or settings.steps)
+    ending = Ending("finished" if last == settings.steps else f"stop_step {last}")
+    parts.sync()
+    parts.verify()
+    if state.step == 0:
+        _begin(parts, state)
+    while state.step < last:
+        started = time.perf_counter()
+        step = state.step + 1
+        rate = learning_rate(step, settings.steps, parts.config.optim)
+        set_learning_rate(parts.learner.trainer.optimizer, rate)
+        record = _iteration(parts, state, step, rate)
+        parts.sync()
+        if rl.verify_weights_every and step % rl.verify_weights_every == 0:
+            parts.verify()
+        state.step = step
+        state.curriculum = parts.curriculum.state()
+        if step == last or (rl.heldout_every and step % rl.heldout_every == 0):
+            record |= _evaluate(parts, state)
+        record["step_time_s"] = time.perf_counter() - started
+        if parts.recorder is not None:
+            parts.recorder.step(record)
+        (stopping,) = device_sum([float(bool(parts.stop))], None, parts.learner.trainer.device)
+        if step == last or stopping or (every and step % every == 0):
+            parts.save(state)
+        if stopping and step < last:
+            return Ending(f"stop requested by signal, saved step {step}", requeue=True)
+    return ending
+
+
+def _begin(parts: RLParts, state: RLState) -> None:
+    """Grades the pool's sample, and evaluates what training starts from: the line of step 0."""
+    started = time.perf_counter()
+    ids = parts.curriculum.to_grade()
+    each = parts.config.rl.group_size
+    for group in parts.roller.roll([parts.prompts[id] for id in ids], state.rollouts, each):
+        if group.rewards:
+            parts.curriculum.record(group.prompt, group.rewards)
+    state.rollouts += len(ids) * each
+    state.graded = state.rollouts
+    record: Json = {"step": 0, "loss": 0.0, "grad_norm": 0.0, "lr": 0.0, "tokens": 0, "samples": 0}
+    record |= {"rollouts": state.rollouts, "rollouts_graded": state.graded, **_evaluate(parts, state)}
+    record |= {f"tier/{i}": count for i, count in enumerate(parts.curriculum.occupancy())}
+    record |= {"step_time_s": time.perf_counter() - started, "data_wait_s": 0.0}
+    if parts.recorder is not None:
+        parts.recorder.step(record)
+
+
+def _evaluate(parts: RLParts, state: RLState) -> Json:
+    if not parts.heldout:
+        return {}
+    samples = parts.config.rl.heldout_samples
+    state.evaluated += len(parts.heldout) * (samples + 1)
+    return {**held_out(parts.roller, parts.heldout, samples), "rollouts_heldout": state.evaluated}
+
+
+def _iteration(parts: RLParts, state: RLState, step: int, rate: float) -> Json:
+    """One iteration's record, all but its whole time."""
+    rl, curriculum = parts.config.rl, parts.curriculum
+    before, weights = curriculum.occupancy(), curriculum.weights(rl.groups)
+    hopeless = curriculum.best_valid_share() < rl.expansion.least_valid
+    applied = 1.0 if hopeless else state.ratio
+    chosen = plan(rl.groups, applied, rl.expansion.reading)
+    began = time.perf_counter()
+    groups, failed = _roll(parts, state, step, chosen.rolled)
+    rolled_s = time.perf_counter() - began
+    drawn = [curriculum.cell(group.prompt) for group in groups]
+    for group in groups:
+        curriculum.record(group.prompt, group.rewards)
+    observed = expansion_ratio(sum(valid(g.rewards) for g in groups), len(groups), rl.expansion.cap)
+    state.ratio = rl.expansion.ema * state.ratio + (1 - rl.expansion.ema) * observed
+    kept = _kept(groups, chosen.trained, rl.expansion.reading)
+    learned = parts.learner.learn([groups[i] for i in kept])
+    state.tokens += learned["trained_tokens"]
+    state.samples += len(kept) * rl.group_size
+    ratio = {"ratio_applied": applied, "ratio_observed": observed, "expansion_ratio": state.ratio}
+    _log_groups(parts, observe.line(step, groups, drawn, kept, weights, ratio))
+    return {
+        "step": step,
+        **learned,
+        "lr": rate,
+        "tokens": state.tokens,
+        "samples": state.samples,
+        "rollouts": state.rollouts,
+        "rollouts_graded": state.graded,
+        "groups_rolled": len(groups),
+        "groups_trained": len(kept),
+        **ratio,
+        **observe.describe(groups, failed),
+        **observe.tiers(curriculum, before, drawn),
+        "data_wait_s": rolled_s,
+    }
+
+
+def _kept(groups: Sequence[Group], count: int, reading: str) -> list[int]:
+    if reading == "none":
+        return list(range(len(groups)))
+    if reading == "refill":
+        return [i for i, group in enumerate(groups) if valid(group.rewards)][:count]
+    return most_balanced([group.rewards for group in groups], count)
+
+
+def _roll(parts: RLParts, state: RLState, step: int, count: int) -> tuple[list[Group], int]:
+    """Groups with answers, and how many prompts could not be used. With `refill`, draws on until `rl.groups` groups are
+    valid, the pool is used up or the batches are. Raises DataError where no prompt at all could be used."""
+    rl = parts.config.rl
+    batches = rl.expansion.refill_batches if rl.expansion.reading == "refill" else 1
+    asked: list[str] = []
+    groups: list[Group] = []
+    for part in range(batches):
+        ids = parts.curriculum.draw(step, count, part, asked)
+        asked += ids
+        groups += parts.roller.roll([parts.prompts[id] for id in ids], state.rollouts, rl.group_size)
+        state.rollouts += len(ids) * rl.group_size
+        if not ids or sum(valid(group.rewards) for group in groups if group.rewards) >= rl.groups:
+            break
+    usable = [group for group in groups if group.rewards]
+    if not usable:
+        first = groups[0].error if groups else "the pool is empty"
+        raise DataError(rl.prompts, f"none of the {len(asked)} prompts of step {step} could be used: {first}")
+    return usable, len(groups) - len(usable)
+
+
+def _log_groups(parts: RLParts, line: Json) -> None:
+    if parts.groups_file is not None and dist.get_rank() == 0:
+        with parts.groups_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,154 @@
+"""Prompts to judged groups, spread over all ranks: each rolls out its share with its own copy of the weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from megatron_glmv.config.rl import RLConfig
+from megatron_glmv.data.errors import SampleError
+from megatron_glmv.inference.completion import FAILED
+from megatron_glmv.inference.prompts import Prompt, PromptBuilder
+from megatron_glmv.rl.group import Group
+from megatron_glmv.rl.prompts import RLPrompt
+from megatron_glmv.rl.rewards.registry import Judge
+from megatron_glmv.rl.rewards.types import Item
+from megatron_glmv.rl.rollout.contract import Rollout
+from megatron_glmv.rl.rollout.in_process import ForceAnswer, Request, RolloutEngine
+
+HELD_OUT_SEED = 20250701
+"""Two runs are evaluated with the same draws."""
+
+
+class Roller:
+    """Rolls out and judges. Collective over the world; every rank gets all groups, in the order asked."""
+
+    def __init__(
+        self,
+        config: RLConfig,
+        engine: RolloutEngine,
+        builder: PromptBuilder,
+        judge: Judge,
+        seed: int,
+        most_tokens: int,
+    ) -> None:
+        self.config, self.engine, self.builder, self.judge = config, engine, builder, judge
+        self.seed, self.most_tokens = seed, most_tokens
+        self.force: ForceAnswer | None = None
+        if config.thinking and config.thinking_budget is not None:
+            template = builder.files.data.template
+            self.force = ForceAnswer.of(engine.tokenizer, template, config.thinking_budget)
+
+    def roll(
+        self, prompts: Sequence[RLPrompt], first: int, each: int, *, greedy: bool = False, seed: int | None = None
+    ) -> list[Group]:
+        """`each` answers to every prompt; the rollouts are numbered from `first`, which seeds their draws. A prompt
+        that can't be used has a group without answers."""
+        rank, world = dist.get_rank(), dist.get_world_size()
+        mine = range(rank, len(prompts), world)
+        made = self._share({i: prompts[i] for i in mine}, first, each, greedy, self.seed if seed is None else seed)
+        if world == 1:
+            return [made[i] for i in mine]
+        everyone: list[dict[int, Group]] = [{}] * world
+        dist.all_gather_object(everyone, made)
+        found = {i: group for part in everyone for i, group in part.items()}
+        return [found[i] for i in range(len(prompts))]
+
+    def build(self, prompt: RLPrompt) -> Prompt:
+        """Raises SampleError where it can't be laid out, or is too long for a pack with its answer."""
+        built = self.builder.build(prompt.conversation, thinking=self.config.thinking)
+        if len(built) + self.config.max_new_tokens > self.most_tokens:
+            raise SampleError(
+                prompt.id, f"{len(built)} tokens and an answer are more than data.pack_tokens={self.most_tokens}"
+            )
+        return built
+
+    def _share(
+        self, prompts: Mapping[int, RLPrompt], first: int, each: int, greedy: bool, seed: int
+    ) -> dict[int, Group]:
+        built: dict[int, Prompt] = {}
+        made: dict[int, Group] = {}
+        for i, prompt in prompts.items():
+            try:
+                built[i] = self.build(prompt)
+            except SampleError as error:
+                made[i] = _empty(prompt, error.reason)
+        requests = [
+            Request(prompts[i].id, built[i], tuple(range(first + i * each, first + (i + 1) * each))) for i in built
+        ]
+        rollouts = self.engine.roll(
+            requests,
+            self.config.max_new_tokens,
+            seed,
+            greedy=greedy,
+            force=self.force,
+            batch_size=self.config.batch_size,
+        )
+        by_place = {i: rollouts[n * each : (n + 1) * each] for n, i in enumerate(built)}
+        for i, answers in by_place.items():
+            if answers[0].finish == FAILED:
+                made[i] = _empty(prompts[i], answers[0].error)
+        judged = self._judge({i: answers for i, answers in by_place.items() if i not in made}, prompts)
+        for i, (rewards, verifiers, seconds) in judged.items():
+            grids = [medium.plan.grid for medium in built[i].media]
+            made[i] = replace(
+                _empty(prompts[i], ""),
+                tokens=len(built[i]),
+                patches=sum(grid.patches for grid in grids),
+                pictures=sum(grid.t for grid in grids),
+                rollouts=tuple(by_place[i]),
+                rewards=rewards,
+                verifiers=verifiers,
+                judge_seconds=seconds,
+            )
+        return made
+
+    def _judge(
+        self, answers: Mapping[int, Sequence[Rollout]], prompts: Mapping[int, RLPrompt]
+    ) -> dict[int, tuple[tuple[float, ...], tuple[str, ...], float]]:
+        items = [
+            Item(prompts[i].verifier, rollout.text, prompts[i].answer, prompts[i].extra)
+            for i, rollouts in answers.items()
+            for rollout in rollouts
+        ]
+        verdicts = iter(self.judge.judge(items) if items else [])
+        found = {}
+        for i, rollouts in answers.items():
+            of_group = [next(verdicts) for _ in rollouts]
+            rewards = tuple(verdict.reward for verdict in of_group)
+            if self.config.random_rewards:
+                rewards = tuple(random_reward(self.seed, rollout.number) for rollout in rollouts)
+            found[i] = (rewards, tuple(v.verifier for v in of_group), sum(v.seconds for v in of_group))
+        return found
+
+
+def _empty(prompt: RLPrompt, error: str) -> Group:
+    place = prompt.place
+    return Group(prompt.id, place.domain, place.task, 0, 0, 0, (), (), (), 0.0, error)
+
+
+def random_reward(seed: int, number: int) -> float:
+    """0 or 1 with equal chance, a function of the seed and the rollout's number."""
+    return float(hashlib.sha256(f"reward {seed} {number}".encode()).digest()[0] & 1)
+
+
+def held_out(roller: Roller, prompts: Sequence[RLPrompt], samples: int) -> dict[str, float]:
+    """`heldout_reward` (sampled as in training, `samples` answers each, the same draws at every evaluation),
+    `heldout_greedy`, `heldout_pass` (any of the samples at least half right), and the sampled reward by domain."""
+    sampled = [g for g in roller.roll(prompts, 0, samples, seed=HELD_OUT_SEED) if g.rewards]
+    greedy = [g for g in roller.roll(prompts, 0, 1, greedy=True) if g.rewards]
+    if not sampled:
+        return {}
+    found: dict[str, Any] = {
+        "heldout_reward": float(np.mean([g.mean_reward for g in sampled])),
+        "heldout_greedy": float(np.mean([g.mean_reward for g in greedy])),
+        f"heldout_pass@{samples}": float(np.mean([max(g.rewards) >= 0.5 for g in sampled])),
+    }
+    for domain in sorted({g.domain for g in sampled}):
+        found[f"heldout_reward/{domain}"] = float(np.mean([g.mean_reward for g in sampled if g.domain == domain]))
+    return found

@@ -1,0 +1,157 @@
+"""Reinforcement learning with curriculum sampling (arXiv 2507.01006, section 5), rolled out in process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_glmv.config.errors import ConfigError
+from megatron_glmv.config.load import fingerprint
+from megatron_glmv.config.schema import Config
+from megatron_glmv.data.template import STOP_TOKENS
+from megatron_glmv.data.tokenizer import Tokenizer
+from megatron_glmv.inference.media import MediaFiles
+from megatron_glmv.inference.prompts import PromptBuilder
+from megatron_glmv.parallel.collectives import agree_on
+from megatron_glmv.resilience.exit_codes import ExitCode
+from megatron_glmv.resilience.signals import StopRequest
+from megatron_glmv.rl.batch import AnswerPacks
+from megatron_glmv.rl.curriculum import Curriculum
+from megatron_glmv.rl.learner import Learner
+from megatron_glmv.rl.loop import RLParts, train
+from megatron_glmv.rl.prompts import first_of_each, load_prompts
+from megatron_glmv.rl.rewards.registry import Judge
+from megatron_glmv.rl.rolling import Roller
+from megatron_glmv.rl.rollout.in_process import RolloutEngine
+from megatron_glmv.rl.rollout.weights import WeightSync, whole_model
+from megatron_glmv.rl.state import RLState
+from megatron_glmv.stages.parts import build_trainer, make_checkpoints
+from megatron_glmv.stages.rundir import Attempt, this_rank, write_ranks
+from megatron_glmv.stages.session import Session
+from megatron_glmv.train.loop import Ending
+from megatron_glmv.train.metrics import Recorder, keep_until
+from megatron_glmv.train.step import Trainer
+
+GROUPS_FILE = "groups.jsonl"
+
+
+def run(config: Config, run_dir: Path, session: Session) -> int:
+    """Trains from the newest checkpoint in `run_dir`, else from `init_from`. Returns the exit code, equal on all
+    ranks."""
+    stop = StopRequest().install()
+    tokenizer = find_tokenizer(config, run_dir)
+    agree_on("the configuration", fingerprint(config))
+    agree_on("the tokenizer", tokenizer.fingerprint)
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, this_rank())
+
+    trainer = build_trainer(config, session)
+    checkpoints = make_checkpoints(config, session, tokenizer, run_dir)
+    state = RLState()
+    restored = checkpoints.restore_latest(trainer.chunks, trainer.optimizer) if config.resume != "never" else None
+    if restored is not None:
+        state = RLState.from_json(restored)
+    elif config.init_from:
+        checkpoints.load_weights(Path(config.init_from), trainer.chunks, trainer.optimizer)
+
+    attempt = None
+    if dist.get_rank() == 0:
+        write_ranks(run_dir, ranks)
+        attempt = Attempt(run_dir, config, len(ranks), state.step)
+        tokenizer.save(run_dir / "tokenizer")
+    try:
+        with Judge() as judge:
+            ending = _train(config, run_dir, session, trainer, tokenizer, checkpoints, state, stop, judge)
+    except BaseException as error:
+        if attempt is not None:
+            attempt.end(f"{type(error).__name__}: {error}", int(getattr(error, "exit_code", 1)), state.step)
+        raise
+    code = ExitCode.REQUEUE if ending.requeue else ExitCode.OK
+    if attempt is not None:
+        attempt.end(ending.reason, int(code), state.step)
+        print(f"{ending.reason} at step {state.step} of {config.train.steps}, exit code {int(code)}", flush=True)
+    return int(code)
+
+
+def find_tokenizer(config: Config, run_dir: Path) -> Tokenizer:
+    """`data.tokenizer`, else the run's own, else that of the run in which `init_from` lies. Raises ConfigError."""
+    places = [run_dir / "tokenizer"]
+    if config.init_from:
+        start = Path(config.init_from)
+        places += [start / "tokenizer", start.parent.parent / "tokenizer"]
+    if config.data.path:
+        places.append(Path(config.data.path).parent / "tokenizer")
+    if config.data.tokenizer:
+        places = [Path(config.data.tokenizer)]
+    for place in places:
+        if (place / "tokenizer.json").is_file():
+            return Tokenizer.load(place)
+    tried = ", ".join(str(place) for place in places)
+    raise ConfigError("data.tokenizer", config.data.tokenizer, f"no tokenizer is in {tried}", "name its directory")
+
+
+def _train(
+    config: Config,
+    run_dir: Path,
+    session: Session,
+    trainer: Trainer,
+    tokenizer: Tokenizer,
+    checkpoints: Any,
+    state: RLState,
+    stop: StopRequest,
+    judge: Judge,
+) -> Ending:
+    rl, device = config.rl, session.device
+    pool = {prompt.id: prompt for prompt in load_prompts(Path(rl.prompts), rl.curriculum.edges)}
+    heldout = first_of_each(load_prompts(Path(rl.heldout), rl.curriculum.edges), rl.heldout_each) if rl.heldout else []
+    judge.require({prompt.verifier for prompt in (*pool.values(), *heldout)})
+    curriculum = Curriculum(rl.curriculum, [prompt.place for prompt in pool.values()], config.train.seed)
+    if state.curriculum:
+        curriculum.load(state.curriculum)
+
+    files = MediaFiles(config.data, config.model.vision, device)
+    model = whole_model(config, session.groups, backend=session.backend, device=device)
+    engine = RolloutEngine(model, tokenizer, files, STOP_TOKENS[config.data.template], device)
+    budget = config.data.pack_tokens
+    roller = Roller(rl, engine, PromptBuilder(tokenizer, files), judge, config.train.seed, budget)
+    learner = Learner(config, trainer, roller, pool, AnswerPacks(files, tokenizer.pad, budget, rl.loss_mean))
+    weights = WeightSync(trainer.chunks, model, session.groups, device)
+
+    def sync() -> None:
+        trainer.start_reading_weights()
+        weights()
+        trainer.done_reading_weights()
+        engine.forget()
+
+    def save(at: RLState) -> None:
+        trainer.start_reading_weights()
+        checkpoints.save(at.step, trainer.chunks, trainer.optimizer, at.to_json())
+        trainer.done_reading_weights()
+
+    recorder, groups_file = None, run_dir / GROUPS_FILE if rl.log_groups else None
+    if dist.get_rank() == 0:
+        recorder = Recorder(run_dir, config.train.steps, config.train.log_every, state.step, state.tokens)
+        keep_until(run_dir / GROUPS_FILE, state.step)
+        layout = session.groups.topology.describe()
+        recorder.note(f"{config.model.name} on {layout}, {len(pool)} prompts, from step {state.step}")
+    try:
+        parts = RLParts(
+            config=config,
+            prompts=pool,
+            heldout=heldout,
+            curriculum=curriculum,
+            roller=roller,
+            learner=learner,
+            sync=sync,
+            verify=weights.verify,
+            save=save,
+            recorder=recorder,
+            groups_file=groups_file,
+            stop=stop,
+        )
+        return train(parts, state)
+    finally:
+        if recorder is not None:
+            recorder.close()
