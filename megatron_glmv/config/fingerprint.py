@@ -32,6 +32,13 @@ NOT_LOAD_BEARING = (
     "train.val_packs",
     "train.recompute",
     "train.recompute_vision",
+    "rl.prompts",
+    "rl.heldout",
+    "rl.heldout_each",
+    "rl.heldout_every",
+    "rl.heldout_samples",
+    "rl.verify_weights_every",
+    "rl.log_groups",
 )
 """Options (or whole groups) a run may change when it resumes: they move or place the work, and change no sample and no
 formula. Another layout is one of them: sums then differ in rounding only. The data set itself is held to by the

@@ -20,6 +20,8 @@ POSITIVE = {  # integers that are at least 1
     "train": "steps stop_step global_batch log_every val_packs",
     "checkpoint": "keep",
     "cluster": "nodes ranks_per_node cpus_per_rank array_limit",
+    "rl": "heldout_each heldout_samples groups updates max_new_tokens thinking_budget batch_size",
+    "rl.expansion": "refill_batches",
 }
 NOT_NEGATIVE = {  # numbers that may be 0
     "model.text.moe": "first_dense bias_rate aux_loss",
@@ -28,6 +30,8 @@ NOT_NEGATIVE = {  # numbers that may be 0
     "train": "seed val_every",
     "checkpoint": "every",
     "cluster": "gpus_per_node notice max_requeues max_failures",
+    "rl": "heldout_every verify_weights_every clip_low clip_high",
+    "rl.curriculum": "floor grade label_weight",
 }
 ABOVE_ZERO = {  # numbers above 0, with one that is a fair repair
     "model.text.rope_theta": 10000.0,
@@ -38,8 +42,14 @@ ABOVE_ZERO = {  # numbers above 0, with one that is a fair repair
     "model.vision.norm_eps": 1e-5,
     "data.video_fps": 2.0,
     "optim.eps": 1e-8,
+    "rl.tis_cap": 2.0,
+    "rl.drift_limit": 1e-3,
 }
 BETWEEN = {  # low <= number < high (or <= where `high` is 1 and `closed`), with a repair
+    "rl.curriculum.ema": (0.0, 1.0, False, 0.8),
+    "rl.curriculum.keep": (0.0, 1.0, True, 0.5),
+    "rl.expansion.ema": (0.0, 1.0, False, 0.8),
+    "rl.expansion.least_valid": (0.0, 1.0, True, 0.1),
     "optim.beta1": (0.0, 1.0, False, 0.9),
     "optim.beta2": (0.0, 1.0, False, 0.95),
     "parallel.pipeline_visual_share": (0.0, 1.0, True, 0.5),
@@ -47,7 +57,10 @@ BETWEEN = {  # low <= number < high (or <= where `high` is 1 and `closed`), with
     "model.text.rotary_percent": (0.0, 1.0, True, 0.5),
 }
 NAMES = {
-    "stage.name": ("pretrain", "longcontext", "sft"),
+    "stage.name": ("pretrain", "longcontext", "sft", "rlcs"),
+    "rl.ratio": ("token", "sequence"),
+    "rl.loss_mean": ("sample", "token"),
+    "rl.expansion.reading": ("none", "rollouts", "budget", "refill"),
     "parallel.pipeline_split": ("even", "balanced"),
     "stage.expert_bias": ("auto", "moving", "frozen"),
     "precision.name": ("fp32", "bf16", "fp8"),

@@ -99,7 +99,7 @@ def training_rules(config: Config, world: int | None) -> Iterator[Problem]:
         message = f"{unknown[0]} is none of {', '.join(PARTS)}" if unknown else "leaves nothing to train"
         kept = tuple(part for part in dict.fromkeys(config.stage.freeze) if part in PARTS)[: len(PARTS) - 1]
         yield Problem("freeze", "stage.freeze", config.stage.freeze, message, (("stage.freeze", [kept]),))
-    if not config.data.path:
+    if not config.data.path and config.stage.name != "rlcs":
         yield Problem("data.path", "data.path", "", "has to be given: the directory that `glmv data make` wrote")
 
 

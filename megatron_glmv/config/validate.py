@@ -9,6 +9,7 @@ from .fingerprint import replace_option
 from .layout_rules import encoder_rules, expert_rules, grid_rules, pipeline_rules, tensor_rules
 from .problem import Problem, Rule
 from .ranges import range_rules
+from .rl_rules import rl_rules
 from .run_rules import model_rules, precision_rules, training_rules
 from .schema import Config
 
@@ -21,6 +22,7 @@ RULES: tuple[Rule, ...] = (
     grid_rules,
     training_rules,
     precision_rules,
+    rl_rules,
 )
 """Those that compute with several options; they run once every number is in its range."""
 

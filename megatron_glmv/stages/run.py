@@ -46,10 +46,10 @@ def run(config: Config) -> int:
 
 def run_rank(config: Config, run_dir: Path, context: RankContext) -> int:
     """One rank, from joining the world to the exit code that all ranks agree on."""
-    from megatron_glmv.stages import pretrain
+    from megatron_glmv.stages import pretrain, rlcs
     from megatron_glmv.stages.session import open_session
 
-    stages: dict[str, Any] = dict.fromkeys(pretrain.STAGES, pretrain.run)
+    stages: dict[str, Any] = {**dict.fromkeys(pretrain.STAGES, pretrain.run), "rlcs": rlcs.run}
     if config.stage.name not in stages:
         raise ConfigError("stage.name", config.stage.name, "is not a stage", fix=f"one of {', '.join(stages)}")
     with open_session(config, context) as session:

@@ -50,7 +50,7 @@ def test_every_choice_of_every_group_is_legal(choice: str) -> None:
         overrides = [choice]
     else:
         overrides = [f"experiment={real or 'tiny_pretrain'}", choice, "train.steps=120000"]
-    config = compose([*overrides, "data.path=shards"])
+    config = compose([*overrides, "data.path=shards", "rl.prompts=prompts.jsonl"])
     validate(config, WORLD.get(config.experiment))
 
 

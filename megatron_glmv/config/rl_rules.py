@@ -1,0 +1,46 @@
+"""The rules of reinforcement learning. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .problem import Problem
+from .schema import Config
+
+
+def rl_rules(config: Config, world: int | None) -> Iterator[Problem]:
+    """Of the stage that uses these options; elsewhere they mean nothing."""
+    rl = config.rl
+    if config.stage.name != "rlcs":
+        return
+    if not rl.prompts:
+        yield Problem("rl.prompts", "rl.prompts", "", "has to be given: a file of prompts with answers (JSON Lines)")
+    if rl.group_size < 2:
+        message = "an answer alone has nothing to be compared with"
+        yield Problem("rl.group_size", "rl.group_size", rl.group_size, message, (("rl.group_size", [8, 2]),))
+    if rl.clip_high < rl.clip_low:
+        message = f"is below clip_low = {rl.clip_low}"
+        yield Problem("rl.clip_high", "rl.clip_high", rl.clip_high, message, (("rl.clip_high", [rl.clip_low]),))
+    if rl.updates > rl.groups:
+        message = f"are more than the groups = {rl.groups} they share"
+        yield Problem("rl.updates", "rl.updates", rl.updates, message, (("rl.updates", [rl.groups]),))
+    if rl.thinking_budget is not None and rl.thinking_budget + 3 > rl.max_new_tokens:
+        message = f"leaves no room for an answer in max_new_tokens = {rl.max_new_tokens}"
+        repair = ("rl.thinking_budget", [max(1, rl.max_new_tokens // 2), None])
+        yield Problem("rl.thinking_budget", "rl.thinking_budget", rl.thinking_budget, message, (repair,))
+    if rl.max_new_tokens >= config.data.pack_tokens:
+        message = f"does not fit data.pack_tokens = {config.data.pack_tokens}"
+        half = ("rl.max_new_tokens", [config.data.pack_tokens // 2])
+        yield Problem("rl.max_new_tokens", "rl.max_new_tokens", rl.max_new_tokens, message, (half,))
+    if rl.expansion.cap < 1:
+        at_least = ("rl.expansion.cap", [3.0])
+        yield Problem("rl.cap", "rl.expansion.cap", rl.expansion.cap, "is a ratio of at least 1", (at_least,))
+    edges = rl.curriculum.edges
+    if not edges or list(edges) != sorted(set(edges)) or not 0 < edges[0] <= edges[-1] < 1:
+        usual = ("rl.curriculum.edges", [(0.0625, 0.3, 0.7, 0.9375)])
+        message = "have to ascend between 0 and 1"
+        yield Problem("rl.edges", "rl.curriculum.edges", edges, message, (usual,))
+    mix = rl.curriculum.mix
+    if mix is not None and (not mix or min(mix.values()) < 0 or sum(mix.values()) <= 0):
+        message = "needs shares that are not negative, one of them above 0"
+        yield Problem("rl.mix", "rl.curriculum.mix", mix, message, (("rl.curriculum.mix", [None]),))
