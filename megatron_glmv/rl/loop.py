@@ -15,6 +15,7 @@ from megatron_glmv.data.errors import DataError
 from megatron_glmv.data.types import Json
 from megatron_glmv.parallel.groups import device_sum
 from megatron_glmv.resilience.signals import StopRequest
+from megatron_glmv.resilience.watchdog import Watchdog
 from megatron_glmv.rl import observe
 from megatron_glmv.rl.advantage import valid
 from megatron_glmv.rl.curriculum import Curriculum
@@ -49,6 +50,7 @@ class RLParts:
     """On the recording rank only."""
     groups_file: Path | None
     stop: StopRequest
+    watchdog: Watchdog
 
 
 def train(parts: RLParts, state: RLState) -> Ending:
@@ -65,7 +67,10 @@ def train(parts: RLParts, state: RLState) -> Ending:
         step = state.step + 1
         rate = learning_rate(step, settings.steps, parts.config.optim)
         set_learning_rate(parts.learner.trainer.optimizer, rate)
+        parts.watchdog.beat(f"the rollouts of step {step}")
         record = _iteration(parts, state, step, rate)
+        parts.watchdog.settled()
+        parts.watchdog.beat(f"what follows step {step}: weights, evaluation, records, checkpoint")
         parts.sync()
         if rl.verify_weights_every and step % rl.verify_weights_every == 0:
             parts.verify()

@@ -16,7 +16,9 @@ from megatron_glmv.inference.media import MediaFiles
 from megatron_glmv.inference.prompts import PromptBuilder
 from megatron_glmv.parallel.collectives import agree_on
 from megatron_glmv.resilience.exit_codes import ExitCode
+from megatron_glmv.resilience.fence import Fence
 from megatron_glmv.resilience.signals import StopRequest
+from megatron_glmv.resilience.watchdog import Watchdog
 from megatron_glmv.rl.batch import AnswerPacks
 from megatron_glmv.rl.curriculum import Curriculum
 from megatron_glmv.rl.learner import Learner
@@ -47,8 +49,11 @@ def run(config: Config, run_dir: Path, session: Session) -> int:
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, this_rank())
 
+    fence = Fence.acquire(run_dir) if dist.get_rank() == 0 else None
+    watchdog = Watchdog(config.watchdog_s, dist.get_rank()).start()
     trainer = build_trainer(config, session)
-    checkpoints = make_checkpoints(config, session, tokenizer, run_dir)
+    trainer.progress = watchdog.beat
+    checkpoints = make_checkpoints(config, session, tokenizer, run_dir, *([fence.check] if fence else []))
     state = RLState()
     restored = checkpoints.restore_latest(trainer.chunks, trainer.optimizer) if config.resume != "never" else None
     if restored is not None:
@@ -59,11 +64,13 @@ def run(config: Config, run_dir: Path, session: Session) -> int:
     attempt = None
     if dist.get_rank() == 0:
         write_ranks(run_dir, ranks)
-        attempt = Attempt(run_dir, config, len(ranks), state.step)
+        attempt = started = Attempt(run_dir, config, len(ranks), state.step)
+        watchdog.on_hang = lambda reason: started.end(reason, int(ExitCode.HANG), state.step)
         tokenizer.save(run_dir / "tokenizer")
     try:
         with Judge() as judge:
-            ending = _train(config, run_dir, session, trainer, tokenizer, checkpoints, state, stop, judge)
+            guards = (stop, judge, fence, watchdog)
+            ending = _train(config, run_dir, session, trainer, tokenizer, checkpoints, state, *guards)
     except BaseException as error:
         if attempt is not None:
             attempt.end(f"{type(error).__name__}: {error}", int(getattr(error, "exit_code", 1)), state.step)
@@ -102,6 +109,8 @@ def _train(
     state: RLState,
     stop: StopRequest,
     judge: Judge,
+    fence: Fence | None,
+    watchdog: Watchdog,
 ) -> Ending:
     rl, device = config.rl, session.device
     pool = {prompt.id: prompt for prompt in load_prompts(Path(rl.prompts), rl.curriculum.edges)}
@@ -134,6 +143,8 @@ def _train(
     if dist.get_rank() == 0:
         recorder = Recorder(run_dir, config.train.steps, config.train.log_every, state.step, state.tokens)
         keep_until(run_dir / GROUPS_FILE, state.step)
+        if fence is not None:
+            recorder.may_write = fence.check
         layout = session.groups.topology.describe()
         recorder.note(f"{config.model.name} on {layout}, {len(pool)} prompts, from step {state.step}")
     try:
@@ -150,8 +161,10 @@ def _train(
             recorder=recorder,
             groups_file=groups_file,
             stop=stop,
+            watchdog=watchdog,
         )
         return train(parts, state)
     finally:
+        watchdog.close()
         if recorder is not None:
             recorder.close()
