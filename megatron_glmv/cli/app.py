@@ -79,6 +79,32 @@ def generate(
 
 
 @app.command()
+def sample(
+    ckpt: Ckpt,
+    data: Annotated[Path, typer.Option(help="Questions with answers, as for eval.")],
+    out: Annotated[Path, typer.Option(help="SFT conversations, one a line; media go beside it.")],
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each question.")] = 4,
+    keep: Annotated[int, typer.Option(min=1, help="Most right ones of a question that are kept.")] = 1,
+    least: Annotated[float, typer.Option(help="Share of right answers that a question needs at least,")] = 0.0,
+    most: Annotated[float, typer.Option(help="and at most: 0.9 leaves out what is always right.")] = 1.0,
+    mode: Annotated[str, typer.Option(help="think, nothink or answer, as for eval.")] = "think",
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Share of probability that is drawn from.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which an answer is cut.")] = 512,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task.")] = None,
+    tokenizer: Tokenizer = None,
+) -> None:
+    """Rejection sampling: a checkpoint's right and well-formed answers to a file of questions, as SFT data."""
+    from megatron_glmv.evaluate.rejection import Options, describe, main
+
+    options = Options(
+        samples, keep, least, most, temperature, top_p, seed, mode, max_new_tokens=max_new_tokens, limit=limit
+    )
+    print(describe(main(ckpt, data, out, options, tokenizer), out))
+
+
+@app.command()
 def score(
     ckpt: Ckpt,
     input_: Annotated[Path, typer.Option("--input", help="safetensors of transformers' Glm4v processor's outputs.")],

@@ -104,3 +104,20 @@ def synth(
         vocab=vocab,
         workers=workers,
     )
+
+
+@app.command()
+def lint(
+    data: Annotated[Path, typer.Argument(help="SFT conversations, one a line.")],
+    out: Annotated[Path | None, typer.Option(help="Write the sound ones here; default: only report.")] = None,
+    template: Annotated[str, typer.Option(help="glm45v or glm41v.")] = "glm45v",
+) -> None:
+    """Form, boxes, thinking, mixed languages, redundancy of SFT data. Exit code 65 for faults without --out."""
+    from megatron_glmv.evaluate.lint import lint as check
+
+    report = check(data, out, template)
+    dropped = report.lines - report.kept
+    print(f"{report.lines} conversations, {report.kept} sound, {dropped} not{': ' if dropped else ''}", end="")
+    print(", ".join(f"{check} {count}" for check, count in report.dropped.items()))
+    if dropped and out is None:
+        raise typer.Exit(65)
