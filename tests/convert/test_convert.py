@@ -35,6 +35,8 @@ LAYOUTS = {
     "pp2": ["parallel.pipeline=2"],
     "ep2": ["parallel.data=2", "parallel.expert=2"],
     "product": ["parallel.tensor=2", "parallel.pipeline=2", "parallel.expert=2"],
+    "vpp2": ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
+    "etp2": ["parallel.tensor=2", "parallel.expert_tensor=2", "parallel.data=2", "parallel.expert=2"],
 }
 
 
@@ -65,6 +67,7 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor, given: Path) -> float:
         ("glm41v", "tp2"),
         *(pytest.param(m, x, marks=pytest.mark.slow) for m, x in (("glm45v", "tp2"), ("glm45v", "pp2"))),
         *(pytest.param(m, x, marks=pytest.mark.slow) for m, x in (("glm45v", "ep2"), ("glm41v", "pp2"))),
+        *(pytest.param("glm45v", x, marks=pytest.mark.slow) for x in ("vpp2", "etp2")),
     ],
 )
 def test_imported_weights_give_transformers_logits(

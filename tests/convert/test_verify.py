@@ -117,11 +117,25 @@ def test_a_bit_that_flips_on_the_disk_of_a_checkpoint(sides: dict[str, Path], tm
     data = bytearray(path.read_bytes())
     data[at] ^= 0x10
     path.write_bytes(data)
-    (difference,) = verify(sides["hf"], tmp_path / "bad").differences
+    damaged, difference = verify(sides["hf"], tmp_path / "bad").differences
+    assert damaged.name == str(path) and "sha256" in damaged.what
     assert difference.name == "model.language_model.layers.3.mlp.experts.5.down_proj.weight"
     assert "1 of 2048 elements" in difference.what and "1 bit flipped" in difference.what
     with pytest.raises(ReadError, match="sha256"):
         open_checkpoint(tmp_path / "bad", verify=True)
+
+
+def test_a_file_that_is_not_what_was_exported_is_named(sides: dict[str, Path], tmp_path: Path) -> None:
+    """Both sides hold the same changed tensor, so that only the sha256 of the export can say it."""
+    shutil.copytree(sides["back"], tmp_path / "bad")
+    (path,) = (tmp_path / "bad").glob("*.safetensors")
+    tensors = tensors_of(tmp_path / "bad")
+    save_file({**tensors, ROUTER: tensors[ROUTER] + 1}, path, metadata={"format": "pt"})
+    (tmp_path / "bad" / "README.md").write_text("mine")  # which is no weight
+    changed = imported(tmp_path / "bad", tmp_path / "ours")
+    assert verify(sides["ours"], sides["back"]).files > 3
+    (difference,) = verify(tmp_path / "bad", changed).differences
+    assert difference.name == str(path) and "does not have the sha256" in difference.what
 
 
 def test_dtypes_are_part_of_it(sides: dict[str, Path], tmp_path: Path) -> None:

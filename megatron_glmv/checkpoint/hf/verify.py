@@ -4,6 +4,8 @@ Both sides are read in slices of rows of our tensors, so that experts may be fus
 neither is ever held whole. Differences are named as transformers has them on disk, experts one by one, with what they
 look like: swapped with another tensor of its kind, transposed, rounded to bf16, zeroed, rows in another order.
 
+Files are held against the sha256 that was written with them, too: those of a checkpoint of ours, and of an export.
+
 The dtype policy: weights are compared as stored; if one side is bf16 and the other fp32, values have to be equal after
 rounding the finer one (`round_to`), which the report says. An expert bias has to be float32 on both sides, and equal.
 """
@@ -21,12 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_glmv.checkpoint.hf.exporting import read_theirs
+from megatron_glmv.checkpoint.errors import ReadError
+from megatron_glmv.checkpoint.hf.exporting import RECORD, read_theirs
 from megatron_glmv.checkpoint.hf.mapping import LISTED, NameMapping, Shaped, name_mapping
 from megatron_glmv.checkpoint.hf.memory import Watch, plan_workers, readable
 from megatron_glmv.checkpoint.hf.progress import Progress
-from megatron_glmv.checkpoint.hf.rows import Rows, open_rows
+from megatron_glmv.checkpoint.hf.rows import OurRows, Rows, open_rows
+from megatron_glmv.checkpoint.hf.safetensors import inside, read_json
 from megatron_glmv.checkpoint.identity import model_differences
+from megatron_glmv.checkpoint.manifest import FileRecord, hash_file
 from megatron_glmv.resilience.exit_codes import ExitCode
 
 SLICE = 16 << 20
@@ -60,10 +65,14 @@ class Verdict:
     """Tensors stored finer on one side, compared after rounding."""
     differences: tuple[Difference, ...]
     peak_memory: int
+    files: int = 0
+    """Files of both sides whose sha256 was known, and compared."""
 
     def __str__(self) -> str:
         rounded = f", {self.rounded} of them rounded to bfloat16 first" if self.rounded else ""
-        head = f"{self.tensors} tensors, {readable(self.bytes)}{rounded}; memory {readable(self.peak_memory)} at most"
+        files = f", {self.files} files with their sha256" if self.files else ""
+        head = f"{self.tensors} tensors, {readable(self.bytes)}{rounded}{files}; "
+        head += f"memory {readable(self.peak_memory)} at most"
         if not self.differences:
             return f"equal in every bit: {head}"
         shown = [f"  {difference}" for difference in self.differences[:LISTED]]
@@ -94,15 +103,27 @@ def verify(
     count, expected = plan_workers(workers, 6 * SLICE, memory_limit, os.cpu_count() or 1)
     explains = EXPLAINED if not memory_limit or expected + 4 * WHOLE <= memory_limit else 0
     total = sum(t.numel * _finest(left, right, mapping, t.name).itemsize for t in mapping.theirs.values())
+    hashed = [*_hashed(left), *_hashed(right)]
     progress, watch = Progress("verify"), Watch()
-    progress.start(total)
+    progress.start(total + sum(record.bytes for _, record in hashed))
 
     def compare(shaped: Shaped) -> tuple[bool, Difference | None]:
         found = _compare(left, right, mapping, shaped, round_to == "bf16")
         progress.advance(shaped.numel * _finest(left, right, mapping, shaped.name).itemsize)
         return found
 
+    def check(path: Path, record: FileRecord) -> Difference | None:
+        try:
+            sound = hash_file(path) == record
+        except OSError as error:
+            return Difference(str(path), f"cannot be read: {error}")
+        progress.advance(record.bytes)
+        return None if sound else Difference(str(path), "does not have the sha256 it was written with")
+
     with ThreadPoolExecutor(count) as pool, watch, progress:
+        fields += (
+            [found for found in pool.map(check, *zip(*hashed, strict=True)) if found is not None] if hashed else []
+        )
         results = list(pool.map(compare, mapping.theirs.values()))
         found = [difference for _, difference in results if difference is not None]
         names = {difference.name for difference in found}
@@ -111,7 +132,21 @@ def verify(
             for i, difference in enumerate(found)
         ]
     rounded = sum(was_rounded for was_rounded, _ in results)
-    return Verdict(a, b, len(mapping.theirs), total, rounded, tuple(explained), watch.peak)
+    return Verdict(a, b, len(mapping.theirs), total, rounded, tuple(explained), watch.peak, len(hashed))
+
+
+def _hashed(side: Rows) -> list[tuple[Path, FileRecord]]:
+    """Files with weights whose sha256 was written with them."""
+    if isinstance(side, OurRows):
+        return [(side.path / name, record) for name, record in sorted(side.checkpoint.manifest.files.items())]
+    if not (side.path / RECORD).is_file():
+        return []
+    listed = read_json(side.path / RECORD).get("files", {})
+    try:
+        records = {str(n): FileRecord(bytes=int(r["bytes"]), sha256=str(r["sha256"])) for n, r in listed.items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ReadError(f"{side.path / RECORD} is damaged") from None
+    return [(inside(side.path, n), record) for n, record in sorted(records.items()) if n.endswith(".safetensors")]
 
 
 def _finest(left: Rows, right: Rows, mapping: NameMapping, name: str) -> torch.dtype:
