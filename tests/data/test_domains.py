@@ -21,7 +21,9 @@ import numpy as np
 import pytest
 from data.scene_reader import READERS, boxes
 from data.sheet_reader import WRITTEN, read, recorded
+from typer.testing import CliRunner
 
+from megatron_glmv.cli.app import app
 from megatron_glmv.data.errors import DataError
 from megatron_glmv.data.index import ShardDataset
 from megatron_glmv.data.synthetic.canvas import COLOURS
@@ -293,3 +295,17 @@ def test_options_without_meaning_are_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(DataError, match="name an empty directory"):
         write(Plan(Recipe(TRAIN), 1), tmp_path)
+
+
+def test_the_command_writes_what_was_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "set" / "train"
+    asked = ["data", "synth", "--out", str(out), "--samples", "8", "--domains", "ocr,text", "--tiers", "1"]
+    done = CliRunner().invoke(app, [*asked, "--form", "sft", "--thinking", "on", "--vocab", "400", "--workers", "0"])
+    assert done.exit_code == 0, done.output
+    assert "4 ocr, 4 text" in done.output
+    dataset = ShardDataset(out)
+    assert {entry.domain for entry in map(dataset.entry, range(8))} == {"ocr", "text"}
+    assert (tmp_path / "set" / "tokenizer" / "tokenizer.json").is_file()
+    for wrong in (["--split", "test"], ["--form", "poem"], ["--tiers", "x"], ["--domains", "chess"]):
+        refused = CliRunner().invoke(app, ["data", "synth", "--out", str(tmp_path / "no"), *wrong])
+        assert isinstance(refused.exception, DataError) and not (tmp_path / "no").exists()

@@ -35,6 +35,8 @@ from megatron_glmv.data.types import Json
 MANIFEST, LINES, MEDIA = "synth.json", "questions.jsonl", "media"
 PART = 500
 """Samples of a part."""
+INDEX_PARTS = 16
+"""With fewer the index is made sooner than processes start."""
 TOKENIZER_SAMPLES = 4000
 """Samples whose text a tokenizer learns from."""
 
@@ -96,13 +98,13 @@ def write(plan: Plan, out: Path, *, workers: int = 2, shards: bool | None = None
     missing = [part for part in range(plan.parts()) if not _target(out, part, as_shards).exists()]
     job = partial(_write_part, plan, out, as_shards)
     if workers and len(missing) > 1:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(min(workers, len(missing)), mp_context=get_context("spawn")) as pool:
             done = list(track(pool.map(job, missing), "synth", len(missing)))
     else:
         done = list(track(map(job, missing), "synth", len(missing)))
     if as_shards:
         if missing or not (out / "index.json").exists():
-            build_index(out, workers)
+            build_index(out, workers if plan.parts() >= INDEX_PARTS else 0)
     else:
         _join(out, plan.parts())
     if vocab:
