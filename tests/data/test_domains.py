@@ -247,7 +247,7 @@ def test_sft_samples_think_half_the_time_and_always_box_one_answer() -> None:
         assert bool(answer.get("reasoning_content")) == sample.conversation["thinking"]
     for mode, thinks in ((ON, True), (OFF, False)):
         sample = make(Recipe(TRAIN, SFT, mode), DOMAINS["counting"], 0, 0)
-        assert ("reasoning_content" in sample.conversation["messages"][-1]) == thinks
+        assert (sample.conversation["messages"][-1]["reasoning_content"] != "") == thinks
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -95,8 +95,8 @@ def _conversation(recipe: Recipe, item: Problem, key: str, shown: list[Json], th
     if recipe.form == QUESTIONS:
         return about | {"messages": [_user(first, shown)]}
     answer: Json = {"role": "assistant", "content": f"{BOX}{first.answer}{END_BOX}"}
-    if thinks:
-        answer["reasoning_content"] = ". ".join(first.steps) + "."
+    # An empty thought that is given is trained: the answer to /nothink (data/template.py).
+    answer["reasoning_content"] = ". ".join(first.steps) + "." if thinks else ""
     return about | {"thinking": thinks, "messages": [_user(first, shown), answer]}
 
 
