@@ -23,7 +23,10 @@ def fingerprint(values: Json) -> str:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """The file is there with all its bytes, or as it was before, whenever the process or the machine stops."""
+    """The file is there with all its bytes, or as it was before, whenever the process or the machine stops.
+
+    Its folder is not flushed: a name that a power failure takes back is a result that is made again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     with partial.open("wb") as file:
@@ -31,21 +34,6 @@ def write_whole(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames in it last. File systems that cannot are left to themselves."""
-    try:
-        handle = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
 
 
 @dataclass(frozen=True)

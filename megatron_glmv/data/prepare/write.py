@@ -11,7 +11,6 @@ from pathlib import Path
 from megatron_glmv.data.index import index_shard
 from megatron_glmv.data.prepare.recaption import with_caption
 from megatron_glmv.data.prepare.source import Sample, Shard
-from megatron_glmv.data.prepare.work import sync_directory
 from megatron_glmv.data.shards import MAX_MEMBERS, ShardWriter
 from megatron_glmv.data.types import Json
 
@@ -41,6 +40,5 @@ def write_shard(
         os.fsync(file.fileno())
     lines = [json.loads(line) for _, line in index_shard(written)]
     written.replace(out)
-    sync_directory(out.parent)
     place.rmdir()
     return lines
