@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.requests.append(json.loads(body) | {"path": self.path, "key": self.headers["Authorization"]})
             count = len(self.server.requests)
         if act == "silence":
-            time.sleep(1.0)
+            time.sleep(2.5)
             return
         if act == "cut":
             self.connection.close()
