@@ -133,8 +133,17 @@ def report(
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
-    """What is installed, importable and usable, and what stands in for what is missing."""
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    cluster: Annotated[str | None, typer.Option(help="Look at nodes of this cluster (conf/cluster) instead.")] = None,
+    nodes: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,
+    options: Annotated[list[str] | None, typer.Argument(help="With --cluster: key=value ...")] = None,
+) -> None:
+    """What is installed, importable and usable, and what stands in for what is missing; or whether nodes are fit."""
+    if cluster is not None:
+        from megatron_glmv.launch.check import check_cluster
+
+        raise typer.Exit(check_cluster([f"cluster={cluster}", *(options or [])], nodes))
     from megatron_glmv.platform.doctor import main
 
     raise typer.Exit(main(as_json))

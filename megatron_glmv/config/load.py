@@ -17,6 +17,7 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -70,11 +71,15 @@ def register_schema() -> None:
 def compose(overrides: Sequence[str]) -> Config:
     """The config of `glmv train OVERRIDES`, not yet validated. Raises ConfigError."""
     register_schema()
+    running = GlobalHydra.instance().hydra  # a launcher composes inside a Hydra application
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             return from_omegaconf(hydra_compose("config", list(overrides)))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, overrides) from error
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def from_omegaconf(node: DictConfig) -> Config:

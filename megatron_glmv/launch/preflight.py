@@ -156,6 +156,8 @@ def room(run_dir: Path) -> str:
 
 def shards(config: Config) -> str:
     """The index and every shard it names can be opened from this node."""
+    if not config.data.path:
+        return "none named"
     folder = Path(config.data.path)
     try:
         files = sorted(folder.glob("*.tar"))
@@ -194,7 +196,8 @@ def network(place: Place, config: Config) -> str:
     import torch
     import torch.distributed as dist
 
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]) + 1
+    address = os.environ.get("MASTER_ADDR", place.nodes[0])
+    port = int(os.environ.get("MASTER_PORT") or 20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 12000) + 1
     try:
         dist.init_process_group(
             "gloo",

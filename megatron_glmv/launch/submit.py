@@ -47,7 +47,9 @@ class Prepared:
         """Writes the submission into the run directory."""
         freeze(self.job.submission, self.config, self.members)
         if self.overrides is not None:
-            (self.job.run_dir / SWEEP).write_text(json.dumps({str(i): o for i, o in self.overrides.items()}, indent=1))
+            file = self.job.run_dir / SWEEP
+            told = json.loads(file.read_text()) if file.exists() else {}  # a sweeper submits members bit by bit
+            file.write_text(json.dumps(told | {str(i): o for i, o in self.overrides.items()}, indent=1))
 
     def behind(self, job: str) -> Prepared:
         """The same, to start when `job` has ended well."""
@@ -81,18 +83,22 @@ def prepare(overrides: Sequence[str], options: Options) -> Prepared:
 
 def prepare_sweep(overrides: Sequence[str], options: Options) -> Prepared:
     """Every combination of the values given as a,b; all of one shape. Raises ConfigError, also for a single member."""
-    combinations = expand(overrides)
+    return prepare_members(expand(overrides), options)
+
+
+def prepare_members(combinations: Sequence[Sequence[str]], options: Options, first: int = 0) -> Prepared:
+    """Members `first`, `first` + 1, ... of one array, each given by all of its overrides. Raises ConfigError."""
     base = _complete(compose(combinations[0]), "-sweep")
     assert base.run_dir is not None
     members: dict[int, Config] = {}
-    for index, one in enumerate(combinations):
+    for index, one in enumerate(combinations, start=first):
         config = compose(one)
         members[index] = _absolute(dataclasses.replace(config, run_dir=str(Path(base.run_dir, str(index)))))
         validate(members[index], shape_of(config).world)
         if (shape_of(config), config.cluster) != (shape_of(base), base.cluster):
             raise ConfigError("-m", " ".join(one), "needs other nodes than the first member", "submit it by itself")
-    varied = {override for one in combinations for override in one} - set(overrides)
-    told = {index: [o for o in one if o in varied] for index, one in enumerate(combinations)}
+    common = set.intersection(*map(set, combinations)) if len(combinations) > 1 else set()
+    told = {i: [o for o in one if o not in common] for i, one in enumerate(combinations, start=first)}
     job = dataclasses.replace(_job(base, options), members=tuple(members))
     return Prepared(job, base, members, told)
 

@@ -30,7 +30,7 @@ PLAIN = ("cluster.preflight=false", "cluster.notice=0")
 def glmv(cluster: Cluster, *arguments: str, cwd: Path, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "megatron_glmv.cli", *arguments]
     env = {**cluster.env, "PYTHONPATH": str(path)}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
 
 
 def submit(cluster: Cluster, shards: Path, run_dir: Path, *options: str, **where: Path) -> str:
@@ -44,6 +44,10 @@ def submit(cluster: Cluster, shards: Path, run_dir: Path, *options: str, **where
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def ranks_of(run_dir: Path) -> dict[str, dict[str, Any]]:
+    return json.loads((run_dir / "ranks.json").read_text())
 
 
 def log(run_dir: Path) -> str:
@@ -277,4 +281,31 @@ def test_a_pipeline_is_a_chain_of_jobs(cluster: Cluster, shards: Path, tmp_path:
     for job in jobs:
         cluster.wait_for_state(job, "COMPLETED", timeout=240)
     stages = sorted(path for path in chain.iterdir() if path.is_dir())
-    assert len(stages) == len(jobs) and all(len(metrics(stage)) == 10 for stage in stages)
+    assert [stage.name for stage in stages] == ["longcontext", "pretrain", "sft"] and len(jobs) == 3
+    assert all(len(metrics(stage)) == 10 for stage in stages)
+    assert len(ranks_of(chain / "longcontext")) == 2  # of a layout of its own
+    table = glmv(cluster, "status", *map(str, stages), cwd=tmp_path).stdout
+    assert table.count("DONE") == 3, table
+
+
+def test_plain_train_with_the_launcher_waits_for_its_array_and_hands_the_objectives_back(
+    cluster: Cluster, shards: Path, tmp_path: Path
+) -> None:
+    swept = tmp_path / "swept"
+    waits = ("hydra/launcher=glmv_slurm", "hydra.launcher.wait=true", "hydra.launcher.poll_s=0.5")
+    done = glmv(
+        cluster, "train", "-m", *SMALL, f"data.path={shards}", f"run_dir={swept}", *PLAIN, "train.seed=1,2",
+        "cluster.ranks_per_node=1", *waits, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 members of tiny_pretrain" in done.stdout
+    assert all(len(metrics(swept / member)) == 10 for member in "01")
+    assert {rank["host"] for member in "01" for rank in ranks_of(swept / member).values()} <= set(cluster.nodes)
+
+
+def test_doctor_looks_at_nodes(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    done = glmv(cluster, "doctor", "--cluster", "local", "--nodes", "2", f"data.path={shards}", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sum over 2 nodes" in done.stdout and "2 nodes are fit" in done.stdout
+    wrong = glmv(cluster, "doctor", "--cluster", "local", "cluster.gpus_per_node=8", cwd=tmp_path)
+    assert wrong.returncode == 70 and "srun: error" in wrong.stderr, wrong.stdout + wrong.stderr  # it has none

@@ -1,0 +1,1 @@
+"""`hydra/launcher=glmv_slurm`. Hydra takes plugins from this namespace only."""
