@@ -41,6 +41,8 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck slurm/job.sbatch slurm/rank.sh .ci/run
+	$(BIN)/hadolint containers/Dockerfile
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

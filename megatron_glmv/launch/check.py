@@ -46,8 +46,8 @@ def check_cluster(overrides: list[str], nodes: int) -> int:
     (folder / "config.yaml").write_text(yaml.safe_dump(to_json(config)), encoding="utf-8")
     command = [
         "srun", "--job-name=doctor", f"--nodes={nodes}", "--ntasks-per-node=1", "--time=00:10:00",
-        "--kill-on-bad-exit=0", *chosen, *cluster.extra, sys.executable, str(scripts_dir() / "preflight.py"), str(folder),
-        str(folder / "config.yaml"), str(folder),
+        "--kill-on-bad-exit=0", *chosen, *cluster.extra,
+        sys.executable, str(scripts_dir() / "preflight.py"), str(folder), str(folder / "config.yaml"), str(folder),
     ]  # fmt: skip
     env = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(("SLURM_", "SBATCH_"))}
     root = Path(__file__).resolve().parents[2]
