@@ -28,7 +28,7 @@ from megatron_glmv.checkpoint.reader import OPTIMIZER, Checkpoint
 from megatron_glmv.checkpoint.strategies import NoCommonFile, ShardReader, ShardWriter
 from megatron_glmv.checkpoint.together import together
 from megatron_glmv.model.initialise import shards
-from megatron_glmv.parallel.remedies import unpadded_bucket_indices
+from megatron_glmv.parallel.remedies import one_moment, unpadded_bucket_indices
 
 
 def inner_model(chunk: Any) -> Any:
@@ -60,8 +60,9 @@ def _full_state(
     models, plain = dict(state), {}
     with unpadded_bucket_indices(optimizer):
         for i, part in _optimizers(optimizer):
-            whole = part.sharded_state_dict(models, is_loading=is_loading, metadata=metadata)
-            state[f"optimizer{i}"] = {"param_state": whole.pop("param_state")}
+            with one_moment(part) as without_second:
+                whole = part.sharded_state_dict(models, is_loading=is_loading, metadata=metadata)
+            state[f"optimizer{i}"] = {"param_state": without_second(whole.pop("param_state"))}
             plain[i] = whole
     return state, plain
 

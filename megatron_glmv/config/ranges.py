@@ -22,11 +22,12 @@ POSITIVE = {  # integers that are at least 1
     "cluster": "nodes ranks_per_node cpus_per_rank array_limit",
     "rl": "heldout_each heldout_samples groups updates max_new_tokens thinking_budget batch_size",
     "rl.expansion": "refill_batches",
+    "optim": "muon_steps",
 }
 NOT_NEGATIVE = {  # numbers that may be 0
     "model.text.moe": "first_dense bias_rate aux_loss",
     "data": "workers",
-    "optim": "lr min_lr warmup_steps weight_decay clip_grad",
+    "optim": "lr min_lr warmup_steps lr_vision lr_merger lr_decoder weight_decay clip_grad",
     "train": "seed val_every",
     "checkpoint": "every",
     "cluster": "gpus_per_node notice max_requeues max_failures",
@@ -44,6 +45,7 @@ ABOVE_ZERO = {  # numbers above 0, with one that is a fair repair
     "optim.eps": 1e-8,
     "rl.tis_cap": 2.0,
     "rl.drift_limit": 1e-3,
+    "optim.muon_rms": 0.2,
 }
 BETWEEN = {  # low <= number < high (or <= where `high` is 1 and `closed`), with a repair
     "rl.curriculum.ema": (0.0, 1.0, False, 0.8),
@@ -52,6 +54,7 @@ BETWEEN = {  # low <= number < high (or <= where `high` is 1 and `closed`), with
     "rl.expansion.least_valid": (0.0, 1.0, True, 0.1),
     "optim.beta1": (0.0, 1.0, False, 0.9),
     "optim.beta2": (0.0, 1.0, False, 0.95),
+    "optim.muon_momentum": (0.0, 1.0, False, 0.95),
     "parallel.pipeline_visual_share": (0.0, 1.0, True, 0.5),
     "data.quarantine_budget": (0.0, 1.0, True, 0.01),
     "model.text.rotary_percent": (0.0, 1.0, True, 0.5),
@@ -66,6 +69,9 @@ NAMES = {
     "precision.name": ("fp32", "bf16", "fp8"),
     "precision.fp8_recipe": ("delayed", "tensorwise", "blockwise"),
     "precision.fp8_backend": ("te", "emulate"),
+    "optim.name": ("adamw", "muon"),
+    "optim.muon_scale": ("measured", "shape"),
+    "optim.muon_precision": ("auto", "fp32", "bf16"),
     "platform": ("auto", "cpu", "cuda"),
     "backend": ("auto", "te", "torch"),
     "resume": ("auto", "anyway", "never"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .problem import Problem, divisors, near
-from .schema import PARTS, Config
+from .schema import KINDS, PARTS, Config
 
 
 def model_rules(config: Config, world: int | None) -> Iterator[Problem]:
@@ -70,6 +70,11 @@ def training_rules(config: Config, world: int | None) -> Iterator[Problem]:
         yield Problem(
             "min_lr", "optim.min_lr", optim.min_lr, f"is above lr = {optim.lr}", (("optim.min_lr", [optim.lr]),)
         )
+    strange = [kind for kind in optim.no_decay if kind not in KINDS]
+    if strange:
+        kept = tuple(kind for kind in optim.no_decay if kind in KINDS)
+        message = f"{strange[0]} is none of {', '.join(KINDS)}"
+        yield Problem("no_decay", "optim.no_decay", optim.no_decay, message, (("optim.no_decay", [kept]),))
     if train.stop_step is not None and train.stop_step > train.steps:
         yield Problem(
             "stop_step",

@@ -180,20 +180,46 @@ class DataConfig:
     """Write samples.jsonl: the ids of every global batch."""
 
 
+KINDS = ("embedding", "head", "norm", "bias", "router", "matrix", "convolution")
+"""What `optim.no_decay` may name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with a linear warm-up and a cosine to `min_lr`."""
+    """AdamW or Muon with a linear warm-up and a cosine to `min_lr`. The fields `muon_*` are for name=muon."""
 
+    name: str = "adamw"
+    """adamw, or muon: Muon for matrices, AdamW for embeddings, the output head, convolutions, biases and norms."""
     lr: float = 3e-4
     min_lr: float = 3e-5
     warmup_steps: int = 100
     """A run of fewer steps ends within the warm-up."""
+    lr_vision: float = 1.0
+    """Factor on `lr` and `min_lr` for the vision encoder."""
+    lr_merger: float = 1.0
+    """Factor for the merger (downsampling and projection)."""
+    lr_decoder: float = 1.0
+    """Factor for the language model."""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
-    """Not applied to biases and norm weights."""
+    """Decoupled: each update takes lr x weight_decay of a weight away."""
+    no_decay: tuple[str, ...] = ("bias", "norm")
+    """Kinds of parameters without decay: embedding, head, norm, bias, router, matrix, convolution."""
     clip_grad: float = 1.0
+    muon_momentum: float = 0.95
+    muon_nesterov: bool = True
+    muon_steps: int = 5
+    """Newton-Schulz steps."""
+    muon_rms: float = 0.2
+    """Root mean square of an update of a matrix, before the learning rate; 0.2 is about AdamW's, so that one `lr` fits
+    both."""
+    muon_scale: str = "measured"
+    """measured: each update has this size exactly. shape: it is multiplied by muon_rms x sqrt(longer side), which gives
+    0.7 to 1.13 of it (Newton-Schulz does not reach 1), and less to an expert that few tokens reach."""
+    muon_precision: str = "auto"
+    """Of the products in Newton-Schulz: fp32, bf16, or auto: bf16 unless precision is fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)

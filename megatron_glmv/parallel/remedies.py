@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -32,3 +32,37 @@ def unpadded_bucket_indices(optimizer: Any) -> Iterator[None]:
     finally:
         for buffer, original in zip(buffers, originals, strict=True):
             buffer.param_index_map = original
+
+
+@contextlib.contextmanager
+def one_moment(part: Any) -> Iterator[Callable[[dict[int, Any]], dict[int, Any]]]:
+    """To be held around `sharded_state_dict` of a distributed optimizer in its fully_reshardable form, whose result
+    goes through the function that it yields.
+
+    megatron-core takes for granted that every parameter has AdamW's two moments (optimizer/distrib_optimizer.py,
+    get_parameter_state_dp_zero). Muon's matrices (`single_moment` of the optimizer inside) have one: a zero that takes
+    no memory stands in for the other meanwhile, and is left out of what is saved and asked for.
+    """
+    single: frozenset[Any] = getattr(part.optimizer, "single_moment", frozenset())
+    original = part._get_main_param_and_optimizer_states
+
+    def states(parameter: Any) -> dict[str, Any]:
+        found: dict[str, Any] = original(parameter)
+        if parameter in single:
+            found["exp_avg_sq"] = found["param"].new_zeros(()).expand(found["param"].shape)
+        return found
+
+    def without_second(param_state: dict[int, Any]) -> dict[int, Any]:
+        order = [parameter for buffer in part.buffers for parameter in buffer.param_index_map]
+        for parameter, tensors in zip(order, param_state.values(), strict=True):
+            if parameter in single:
+                del tensors["exp_avg_sq"]
+        return param_state
+
+    if single:
+        part._get_main_param_and_optimizer_states = states
+    try:
+        yield without_second
+    finally:
+        if single:
+            del part._get_main_param_and_optimizer_states
