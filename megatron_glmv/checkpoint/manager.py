@@ -40,6 +40,7 @@ class CheckpointManager:
     `root` is RUN_DIR/checkpoints on a file system that all ranks share. `topology` is the layout as JSON, for the
     record. `metadata` is what sharded state dicts are made with; it holds the data-parallel group (model/build.py).
     `may_write` is asked on rank 0 before anything is staged and again before the commit; it raises to forbid it.
+    `thawed_by`: parts of the model that were frozen up to a step, so that its checkpoint has no state of them.
     """
 
     def __init__(
@@ -50,10 +51,12 @@ class CheckpointManager:
         topology: Json,
         metadata: dict[str, Any],
         may_write: Callable[[], None] = lambda: None,
+        thawed_by: Callable[[int], tuple[str, ...]] = lambda step: (),
     ) -> None:
         self.root, self.config, self.identity, self._may_write = root, config, identity, may_write
         self.topology: Json = json.loads(json.dumps(topology))
         self._metadata = metadata
+        self.thawed_by = thawed_by
 
     def steps(self) -> list[int]:
         """Committed steps on disk, ascending, as this rank sees them."""
@@ -138,7 +141,7 @@ class CheckpointManager:
             raise ReadError(f"{path} holds step {checkpoint.manifest.step}")
         check_identity(checkpoint.manifest, self.identity, str(path), TRAINING_ONLY)
         with_optimizer = checkpoint.manifest.optimizer
-        load_shards(checkpoint, chunks, optimizer if with_optimizer else None, self._metadata)
+        load_shards(checkpoint, chunks, optimizer if with_optimizer else None, self._metadata, self.thawed_by(step))
         if optimizer is not None and not with_optimizer:
             optimizer.reload_model_params()
         if checkpoint.manifest.topology == self.topology:

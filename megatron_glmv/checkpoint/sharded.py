@@ -27,6 +27,7 @@ from megatron_glmv.checkpoint.errors import MismatchError
 from megatron_glmv.checkpoint.reader import OPTIMIZER, Checkpoint
 from megatron_glmv.checkpoint.strategies import NoCommonFile, ShardReader, ShardWriter
 from megatron_glmv.checkpoint.together import together
+from megatron_glmv.model.freeze import part_of
 from megatron_glmv.model.initialise import shards
 from megatron_glmv.parallel.remedies import one_moment, unpadded_bucket_indices
 
@@ -96,13 +97,22 @@ def save_shards(folder: Path, step: int, chunks: list[Any], optimizer: Any, meta
     return max((int(group.get("step", 0)) for group in groups), default=0)
 
 
-def load_shards(checkpoint: Checkpoint, chunks: list[Any], optimizer: Any, metadata: dict[str, Any]) -> None:
+def load_shards(
+    checkpoint: Checkpoint,
+    chunks: list[Any],
+    optimizer: Any,
+    metadata: dict[str, Any],
+    thawed: tuple[str, ...] = (),
+) -> None:
     """Loads weights, and with `optimizer` its state, whatever layout they were saved on. Collective.
 
+    `thawed`: parts that were frozen when the checkpoint was written; where it has no optimizer state of them, they
+    start with the loaded weights and no moments.
     Raises on every rank: MismatchError (nothing was changed) if tensors, shapes or the fp32 dtype of an expert bias do
     not match, ReadError (weights may be half loaded) if bytes are not sound.
     """
     state, plain = _full_state(chunks, optimizer, metadata, is_loading=True)
+    fresh = _take_out_fresh(checkpoint, state, optimizer, thawed)
     wanted = list(shards(state))
     together(lambda: _check(checkpoint, wanted))
     _check_complete(checkpoint, wanted, optimizer is not None)
@@ -130,8 +140,28 @@ def load_shards(checkpoint: Checkpoint, chunks: list[Any], optimizer: Any, metad
     for i, part in _optimizers(optimizer):
         for group in plain[i]["optimizer"]["param_groups"]:
             group["step"] = checkpoint.optimizer_step
+        param_state = loaded[f"optimizer{i}"]["param_state"]
+        for number, (parameter, names) in fresh.get(i, {}).items():
+            weight = parameter.detach().float()
+            param_state[number] = {n: weight if n == "param" else torch.zeros_like(weight) for n in names}
         part.load_state_dict({**plain[i], **loaded[f"optimizer{i}"]})
     _gather_converted(checkpoint, wanted, chunks)
+
+
+def _take_out_fresh(
+    checkpoint: Checkpoint, state: dict[str, Any], optimizer: Any, thawed: tuple[str, ...]
+) -> dict[int, dict[int, tuple[torch.nn.Parameter, list[str]]]]:
+    """Takes out of a sharded state dict what the checkpoint cannot have: optimizer -> number of the parameter in its
+    state -> the parameter and the names of its state."""
+    taken: dict[int, dict[int, tuple[torch.nn.Parameter, list[str]]]] = {}
+    for i, part in _optimizers(optimizer) if optimizer is not None and thawed else []:
+        param_state = state[f"optimizer{i}"]["param_state"]
+        order = [parameter for buffer in part.buffers for parameter in buffer.param_index_map]
+        for number, parameter in enumerate(order):
+            key = next(shards(param_state[number]["param"])).key
+            if key not in checkpoint.tensors and part_of(key.removeprefix(f"{OPTIMIZER}param.")) in thawed:
+                taken.setdefault(i, {})[number] = (parameter, list(param_state.pop(number)))
+    return taken
 
 
 def _check(checkpoint: Checkpoint, wanted: list[ShardedTensor]) -> None:

@@ -21,6 +21,7 @@ NOT_LOAD_BEARING = (
     "checkpoint",
     "cluster",
     "watchdog_s",
+    "tracking",
     "data.workers",
     "data.prefetch",
     "data.log_samples",

@@ -248,6 +248,11 @@ def _batch_rules(config: Config, sizes: Sizes) -> Iterator[Problem]:
             f"has to be a multiple of {each}{why}",
             (("train.global_batch", multiples(batch, unit)),),
         )
+    odd = [packs for packs in (config.train.batch_until or {}).values() if packs % unit]
+    if odd:
+        message = f"has {odd[0]} packs; each has to be a multiple of {unit}, as the global batch"
+        ramp = config.train.batch_until
+        yield Problem("batch_until", "train.batch_until", ramp, message, (("train.batch_until", [None]),))
     tokens = config.data.pack_tokens
     split = sizes.context * (sizes.tensor if sequence_of(parallel) else 1)
     unit = lcm(ALIGNMENT, split)

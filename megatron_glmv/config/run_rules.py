@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .problem import Problem, divisors, near
-from .schema import KINDS, PARTS, Config
+from .schema import KINDS, PARTS, SINKS, Config
 
 
 def model_rules(config: Config, world: int | None) -> Iterator[Problem]:
@@ -64,6 +64,21 @@ def model_rules(config: Config, world: int | None) -> Iterator[Problem]:
         )
 
 
+def _schedule_rules(config: Config) -> Iterator[Problem]:
+    """What changes at a step: the frozen parts, the global batch."""
+    until = config.stage.freeze_until or {}
+    if unknown := [part for part in until if part not in PARTS]:
+        message = f"{unknown[0]} is none of {', '.join(PARTS)}"
+        yield Problem("freeze_until", "stage.freeze_until", until, message, (("stage.freeze_until", [None]),))
+    elif until and (len(config.stage.frozen_at(0)) == len(PARTS) or min(until.values()) < 1):
+        message = "leaves nothing to train at first" if min(until.values()) > 0 else "counts steps from 1"
+        yield Problem("freeze_until", "stage.freeze_until", until, message, (("stage.freeze_until", [None]),))
+    ramp = config.train.batch_until or {}
+    if ramp and (min(ramp) < 1 or min(ramp.values()) < 1):
+        message = "has steps and packs of at least 1"
+        yield Problem("batch_until", "train.batch_until", ramp, message, (("train.batch_until", [None]),))
+
+
 def training_rules(config: Config, world: int | None) -> Iterator[Problem]:
     optim, train = config.optim, config.train
     if optim.min_lr > optim.lr:
@@ -75,6 +90,12 @@ def training_rules(config: Config, world: int | None) -> Iterator[Problem]:
         kept = tuple(kind for kind in optim.no_decay if kind in KINDS)
         message = f"{strange[0]} is none of {', '.join(KINDS)}"
         yield Problem("no_decay", "optim.no_decay", optim.no_decay, message, (("optim.no_decay", [kept]),))
+    sinks = config.tracking.sinks
+    if other := [name for name in sinks if name not in SINKS]:
+        known = tuple(name for name in sinks if name in SINKS)
+        message = f"{other[0]} is none of {', '.join(SINKS)}"
+        yield Problem("sinks", "tracking.sinks", sinks, message, (("tracking.sinks", [known]),))
+    yield from _schedule_rules(config)
     if train.stop_step is not None and train.stop_step > train.steps:
         yield Problem(
             "stop_step",

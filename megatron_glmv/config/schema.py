@@ -231,6 +231,9 @@ class TrainConfig:
     seed: int = 1234
     global_batch: int = 8
     """Packs per optimizer step."""
+    batch_until: dict[int, int] | None = None
+    """Batch-size warm-up: packs per step before a step, as {1000:256,3000:512}: 256 in the first 1,000 steps, 512 up to
+    step 3,000, then `global_batch`. The order of packs stays the same."""
     log_every: int = 1
     """Steps between lines on the terminal or in the log (metrics.jsonl has every step)."""
     val_every: int = 0
@@ -241,6 +244,11 @@ class TrainConfig:
     """Activation recomputation in the decoder: none, selective (core attention) or full (whole layers)."""
     recompute_vision: bool | None = None
     """Recompute whole layers of the vision encoder. None: where the decoder does (full)."""
+
+    def batch_at(self, done: int) -> int:
+        """Packs of the step behind `done` steps."""
+        ramp = sorted((self.batch_until or {}).items())
+        return next((packs for until, packs in ramp if done < until), self.global_batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +275,17 @@ class PrecisionConfig:
     """Accumulate and reduce gradients in fp32."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where numbers are shown beside metrics.jsonl."""
+
+    sinks: tuple[str, ...] = ("tensorboard",)
+    """Any of tensorboard, wandb (offline) and mlflow (local files), all below the run directory."""
+
+
+SINKS = ("tensorboard", "wandb", "mlflow")
+"""What `tracking.sinks` may name."""
+
 PARTS = ("vision", "merger", "decoder")
 """What `stage.freeze` may name."""
 
@@ -280,6 +299,22 @@ class StageConfig:
 
     freeze: tuple[str, ...] = ()
     """Parts that are not trained: vision (the ViT), merger (downsampling and projection), decoder."""
+    freeze_until: dict[str, int] | None = None
+    """Parts that are not trained before a step, as {vision:1000}: the first update of the ViT is that of step 1,001.
+    The run saves a checkpoint there and goes on from it."""
+
+    def frozen_at(self, done: int) -> tuple[str, ...]:
+        """Parts that the step behind `done` steps does not train."""
+        later = tuple(part for part, until in (self.freeze_until or {}).items() if done < until)
+        return tuple(part for part in PARTS if part in self.freeze or part in later)
+
+    def thawed_by(self, done: int) -> tuple[str, ...]:
+        """Parts whose first update is that of the step behind `done` steps: they have no optimizer state yet."""
+        return tuple(p for p, until in (self.freeze_until or {}).items() if done == until and p not in self.freeze)
+
+    def next_thaw(self, done: int) -> int | None:
+        """The next number of steps done behind which more is trained than before."""
+        return min((until for until in (self.freeze_until or {}).values() if until > done), default=None)
 
     @property
     def bias_moves(self) -> bool:
@@ -302,6 +337,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     rl: RLConfig = field(default_factory=RLConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     watchdog_s: float = 1800.0

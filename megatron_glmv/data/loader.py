@@ -7,7 +7,7 @@ position is integers, so that a run resumed on another layout continues with exa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +53,10 @@ class PackLoader:
         start_step: int = 0,
         worker_timeout: float = 300.0,
         cost: Cost | None = None,
+        batch_at: Callable[[int], int] | None = None,
     ) -> None:
-        """cost: evens out the replicas' work inside each step.
+        """batch_at: packs of the step behind so many, where the global batch grows; each divides over the replicas.
+        cost: evens out the replicas' work inside each step.
         run_dir: where the quarantine ledger lies; None keeps no ledger and no budget.
         worker_timeout: seconds of silence after which a decoder process is replaced.
 
@@ -65,6 +67,7 @@ class PackLoader:
             raise ValueError(f"a global batch of {global_batch} packs does not divide over {dp_size} replicas")
         self.dataset, self.data = dataset, data
         self.global_batch, self.dp_rank, self.dp_size, self.run_dir = global_batch, dp_rank, dp_size, run_dir
+        self._batch_at = batch_at or (lambda step: global_batch)
         layouts = Layouts(dataset, tokenizer, data, vision)
         lengths = measure(layouts)
         kept = fit(lengths.tokens, lengths.media > 0, data.pack_tokens)
@@ -124,7 +127,7 @@ class PackLoader:
         A part of a document is `key#start`, by the token it begins at.
         """
         first = self._first_pack(step)
-        numbers = range(first, first + self.global_batch)
+        numbers = range(first, first + self._batch_at(step))
         return [self._ident(i) for number in numbers for i in self._order.pack(number)]
 
     def seek(self, step: int) -> None:
@@ -161,15 +164,17 @@ class PackLoader:
 
     def _first_pack(self, step: int) -> int:
         at, packs = self._anchor
-        return packs + (step - at) * self.global_batch
+        if step >= at:
+            return packs + sum(map(self._batch_at, range(at, step)))
+        return packs - sum(map(self._batch_at, range(step, at)))
 
     def _numbers(self, step: int) -> Sequence[int]:
         """This replica's packs of a step, ascending."""
         first = self._first_pack(step)
         if self._work is None:
-            return range(first + self.dp_rank, first + self.global_batch, self.dp_size)
+            return range(first + self.dp_rank, first + self._batch_at(step), self.dp_size)
         if first not in self._shares:
-            packs = [self._order.pack(first + i) for i in range(self.global_batch)]
+            packs = [self._order.pack(first + i) for i in range(self._batch_at(step))]
             costs = [float(self._work[list(pack)].sum()) for pack in packs]
             self._shares[first] = [first + i for i in assign(costs, self.dp_size)[self.dp_rank]]
             if len(self._shares) > KEPT_SHARES:

@@ -48,7 +48,13 @@ def owns_loader(groups: Groups) -> bool:
 
 
 def make_loader(
-    config: Config, groups: Groups, data: ShardDataset, tokenizer: Tokenizer, run_dir: Path, packs: int
+    config: Config,
+    groups: Groups,
+    data: ShardDataset,
+    tokenizer: Tokenizer,
+    run_dir: Path,
+    packs: int,
+    batch_at: Callable[[int], int] | None = None,
 ) -> PackLoader:
     return PackLoader(
         data,
@@ -61,14 +67,17 @@ def make_loader(
         dp_size=groups.topology.data,
         run_dir=run_dir,
         cost=Cost.of(config.model),
+        batch_at=batch_at,
     )
 
 
-def build_trainer(config: Config, session: Session) -> Trainer:
-    """Model, DDP and optimizer, with weights fresh from the seed."""
+def build_trainer(config: Config, session: Session, done: int = 0) -> Trainer:
+    """Model, DDP and optimizer of a run that is `done` steps old, with weights fresh from the seed."""
+    frozen = config.stage.frozen_at(done)
+    config = replace(config, stage=replace(config.stage, freeze=frozen, freeze_until=None))
     fp8 = transformer_fields(config.precision, session.backend, session.platform)
     chunks = build_model(config, session.groups, backend=session.backend, device=session.device, fp8=fp8)
-    freeze(chunks, config.stage.freeze)
+    freeze(chunks, frozen)
     chunks = wrap_ddp(chunks, config.parallel, config.precision)
     optimizer = build_optimizer(config.optim, config, chunks)
     return Trainer(chunks, optimizer, session.groups, session.device, config.data.pack_tokens)
@@ -93,6 +102,7 @@ def make_checkpoints(
         topology=session.groups.topology.to_json(),
         metadata=sharding_metadata(session.groups),
         may_write=may_write,
+        thawed_by=config.stage.thawed_by,
     )
 
 

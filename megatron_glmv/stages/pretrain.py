@@ -7,13 +7,15 @@ layout by the rest of it. What they start from is `init_from`.
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from megatron_glmv.config.load import fingerprint
+from megatron_glmv.checkpoint.together import only_rank_0, together
+from megatron_glmv.config.load import fingerprint, to_json
 from megatron_glmv.config.schema import Config
 from megatron_glmv.data.index import ShardDataset
 from megatron_glmv.data.tokenizer import Tokenizer
@@ -36,7 +38,9 @@ from megatron_glmv.stages.session import Session
 from megatron_glmv.train.feed import Feed
 from megatron_glmv.train.loop import Parts, train
 from megatron_glmv.train.metrics import Recorder
+from megatron_glmv.train.sinks import data_fingerprint, description, open_sinks
 from megatron_glmv.train.state import TrainState
+from megatron_glmv.train.step import Trainer
 
 STAGES = ("pretrain", "longcontext", "sft")
 
@@ -56,15 +60,8 @@ def run(config: Config, run_dir: Path, session: Session) -> int:
 
     fence = Fence.acquire(run_dir) if recording else None
     watchdog = Watchdog(config.watchdog_s, dist.get_rank()).start()
-    trainer = build_trainer(config, session)
-    trainer.progress = watchdog.beat
     checkpoints = make_checkpoints(config, session, tokenizer, run_dir, *([fence.check] if fence else []))
-    state = TrainState()
-    restored = checkpoints.restore_latest(trainer.chunks, trainer.optimizer) if config.resume != "never" else None
-    if restored is not None:
-        state = TrainState.from_json(restored)
-    elif config.init_from:
-        checkpoints.load_weights(Path(config.init_from), trainer.chunks, trainer.optimizer)
+    trainer, state = _restored(config, session, checkpoints, watchdog, config.resume != "never")
 
     attempt = None
     if recording:
@@ -73,16 +70,43 @@ def run(config: Config, run_dir: Path, session: Session) -> int:
         watchdog.on_hang = lambda reason: started.end(reason, int(ExitCode.HANG), state.step)
         tokenizer.save(run_dir / "tokenizer")
     try:
-        ending = _train(config, run_dir, session, trainer, tokenizer, checkpoints, state, stop, fence, watchdog)
+        while True:
+            ending = _train(config, run_dir, session, trainer, tokenizer, checkpoints, state, stop, fence, watchdog)
+            if not ending.thaw:
+                break
+            del trainer  # before the new one's memory is taken
+            trainer, state = _restored(config, session, checkpoints, watchdog, True)
     except BaseException as error:
         if attempt is not None:
             attempt.end(f"{type(error).__name__}: {error}", int(getattr(error, "exit_code", 1)), state.step)
         raise
+    finally:
+        watchdog.close()
     code = ExitCode.REQUEUE if ending.requeue else ExitCode.OK
     if attempt is not None:
         attempt.end(ending.reason, int(code), state.step)
         print(f"{ending.reason} at step {state.step} of {config.train.steps}, exit code {int(code)}", flush=True)
     return int(code)
+
+
+def _restored(
+    config: Config, session: Session, checkpoints: Any, watchdog: Watchdog, resume: bool
+) -> tuple[Trainer, TrainState]:
+    """The trainer at the newest sound checkpoint, else at the run's beginning. Built once more where that checkpoint is
+    not the newest one and froze other parts."""
+    done = int(together(only_rank_0(lambda: max([0, *checkpoints.steps()])))[0] or 0) if resume else 0
+    while True:
+        trainer = build_trainer(config, session, done)
+        trainer.progress = watchdog.beat
+        restored = checkpoints.restore_latest(trainer.chunks, trainer.optimizer) if resume else None
+        state = TrainState.from_json(restored) if restored is not None else TrainState()
+        if config.stage.frozen_at(state.step) == config.stage.frozen_at(done):
+            break
+        done = state.step
+        del trainer
+    if restored is None and config.init_from:
+        checkpoints.load_weights(Path(config.init_from), trainer.chunks, trainer.optimizer)
+    return trainer, state
 
 
 def _train(
@@ -101,13 +125,18 @@ def _train(
     loader = None
     if owns_loader(groups):
         data = ShardDataset(Path(config.data.path))
-        loader = make_loader(config, groups, data, tokenizer, run_dir, packs)
+        loader = make_loader(config, groups, data, tokenizer, run_dir, packs, config.train.batch_at)
         if state.loader:
             loader.load_state_dict(state.loader)
     feed = Feed(loader, groups, session.device, packs // groups.topology.data)
     recorder = None
     if dist.get_rank() == 0:
-        recorder = Recorder(run_dir, config.train.steps, config.train.log_every, state.step, state.tokens)
+        sinks = open_sinks(config.tracking.sinks, run_dir, state.step)
+        run = description(to_json(config), data_fingerprint(Path(config.data.path)))
+        (run_dir / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+        for sink in sinks:
+            sink.describe(run)
+        recorder = Recorder(run_dir, config.train.steps, config.train.log_every, state.step, state.tokens, sinks)
         if fence is not None:
             recorder.may_write = fence.check
         recorder.note(
@@ -137,7 +166,6 @@ def _train(
             state,
         )
     finally:
-        watchdog.close()
         feed.close()
         if recorder is not None:
             recorder.close()

@@ -15,6 +15,7 @@ from megatron_glmv.parallel.launch import RankContext, detect, launch
 from megatron_glmv.parallel.topology import Topology
 from megatron_glmv.resilience.exit_codes import ExitCode, say_exit_code
 from megatron_glmv.stages.rundir import check_resume, resolve_run_dir
+from megatron_glmv.train.sinks import require
 
 PRELOAD = ("megatron_glmv.stages.preload",)
 
@@ -25,6 +26,7 @@ def run(config: Config) -> int:
         context = detect()
         world = context.world if context else None
         validate(config, world)
+        require(config.tracking.sinks)
         if context is not None:
             run_dir = resolve_run_dir(config)
             check_resume(config, run_dir)

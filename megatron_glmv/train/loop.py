@@ -42,6 +42,8 @@ class Ending:
 
     reason: str
     requeue: bool = False
+    thaw: bool = False
+    """The run goes on at once with more to train (stage.freeze_until)."""
 
 
 def _record(parts: Parts, state: TrainState, result: StepResult, rate: float, started: float, waited: float) -> Json:
@@ -66,10 +68,14 @@ def train(parts: Parts, state: TrainState) -> Ending:
     last = min(settings.steps, settings.stop_step or settings.steps)
     saved = state.step
     ending = Ending("finished" if last == settings.steps else f"stop_step {last}")
+    thaw = parts.config.stage.next_thaw(state.step)
+    if thaw is not None and thaw < last:
+        last, ending = thaw, Ending(f"thaw at step {thaw}", thaw=True)
 
     while state.step < last:
         parts.watchdog.beat(f"the data of step {state.step + 1}")
         started = time.perf_counter()
+        parts.feed.micro_batches = settings.batch_at(state.step) // parts.trainer.groups.topology.data
         batches = parts.feed.next_step()
         waited = time.perf_counter() - started
 

@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl with full digits, TensorBoard, and progress on the terminal or in the log.
+"""What a run reports: metrics.jsonl with full digits, sinks (train/sinks.py), and progress on the terminal or in a log.
 
 Only one rank records. Times are the only values that may differ between two equal runs.
 """
@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megatron_glmv.data.types import Json
+from megatron_glmv.train.sinks import Sink, numbers
 
 
 class Recorder:
@@ -24,7 +25,15 @@ class Recorder:
     Lines of steps that a resumed run will make again are cut off when it starts, so that a step has one line.
     """
 
-    def __init__(self, run_dir: Path, steps: int, log_every: int, first_step: int, tokens: int = 0) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        steps: int,
+        log_every: int,
+        first_step: int,
+        tokens: int = 0,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
         self.path = run_dir / "metrics.jsonl"
         self.steps, self.log_every = steps, log_every
         self.may_write: Callable[[], None] = lambda: None
@@ -33,7 +42,7 @@ class Recorder:
         keep_until(run_dir / "samples.jsonl", first_step)
         self._metrics: IO[str] = self.path.open("a", encoding="utf-8")
         self._samples_path = run_dir / "samples.jsonl"
-        self._tensorboard: Any = _tensorboard(run_dir / "tensorboard")
+        self._sinks = sinks
         self._previous: tuple[float, int] = (time.monotonic(), tokens)
         self._progress: Progress | None = None
         if sys.stdout.isatty():
@@ -48,9 +57,8 @@ class Recorder:
         self.may_write()
         self._metrics.write(json.dumps(record) + "\n")
         self._metrics.flush()
-        for name, value in record.items():
-            if isinstance(value, int | float) and name != "step":
-                self._tensorboard.add_scalar(name, value, record["step"])
+        for sink in self._sinks:
+            sink.step(record["step"], numbers(record))
         self._show(record)
 
     def samples(self, step: int, ids: list[str]) -> None:
@@ -65,7 +73,8 @@ class Recorder:
         if self._progress is not None:
             self._progress.stop()
         self._metrics.close()
-        self._tensorboard.close()
+        for sink in self._sinks:
+            sink.close()
 
     def _show(self, record: Json) -> None:
         step, now = record["step"], time.monotonic()
@@ -92,9 +101,3 @@ def keep_until(path: Path, step: int) -> None:
         new = path.with_suffix(".tmp")
         new.write_text("".join(kept), encoding="utf-8")
         new.replace(path)
-
-
-def _tensorboard(directory: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(directory))

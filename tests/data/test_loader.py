@@ -18,6 +18,7 @@ import torch
 from data import poisoned_worker, small_set
 from data.small_set import TRUNCATED, UNREADABLE, VISION, data_config
 
+from megatron_glmv.config.schema import TrainConfig
 from megatron_glmv.data.batches import BatchMaker, Pack
 from megatron_glmv.data.errors import DataError
 from megatron_glmv.data.index import ShardDataset, build_index
@@ -38,6 +39,7 @@ class Demo(NamedTuple):
 
     def loader(self, *, global_batch: int = 4, rank: int = 0, size: int = 1, **options: Any) -> PackLoader:
         run_dir, timeout = options.pop("run_dir", None), options.pop("worker_timeout", 60.0)
+        batch_at = options.pop("batch_at", None)
         return PackLoader(
             ShardDataset(self.dataset.directory),
             data_config(**options),
@@ -49,6 +51,7 @@ class Demo(NamedTuple):
             dp_size=size,
             run_dir=run_dir,
             worker_timeout=timeout,
+            batch_at=batch_at,
         )
 
     def layouts(self, **options: Any) -> Layouts:
@@ -184,6 +187,29 @@ def test_a_run_resumes_at_any_step_on_another_number_of_replicas_or_packs_a_step
             parts = [ids(loader.next_step()) for loader in resumed]
             assert [parts[i % size][i // size] for i in range(batch)] == flat[step * batch : (step + 1) * batch]
             assert resumed[0].step_ids(stop + step) == [key for pack in flat[step * batch :][:batch] for key in pack]
+
+
+def test_a_growing_batch_takes_the_same_packs_in_the_same_order(text: Demo) -> None:
+    """Also resumed inside a width, where widths change while steps are prefetched, and on other replicas."""
+    train = TrainConfig(global_batch=6, batch_until={2: 2, 4: 4})
+    assert [train.batch_at(done) for done in range(6)] == [2, 2, 4, 4, 6, 6]
+    with text.loader(global_batch=2) as constant:
+        flat = [pack for _ in range(12) for pack in ids(constant.next_step())]
+    with text.loader(global_batch=6, batch_at=train.batch_at, workers=1) as whole:
+        steps, states = [], []
+        for _ in range(6):
+            steps.append(ids(whole.next_step()))
+            states.append(json.loads(json.dumps(whole.state_dict())))
+        assert [key for pack in steps[3] for key in pack] == whole.step_ids(3)
+    assert [len(step) for step in steps] == [2, 2, 4, 4, 6, 6]
+    assert [pack for step in steps for pack in step] == flat
+    for done in (1, 3):
+        loaders = [text.loader(global_batch=6, batch_at=train.batch_at, rank=rank, size=2) for rank in range(2)]
+        for loader in loaders:
+            loader.load_state_dict(states[done - 1])
+        for step in range(done, 6):
+            parts = [ids(loader.next_step()) for loader in loaders]
+            assert [parts[i % 2][i // 2] for i in range(len(steps[step]))] == steps[step]
 
 
 def test_a_state_of_other_data_is_refused(text: Demo) -> None:
