@@ -158,7 +158,7 @@ def _take_out_fresh(
         param_state = state[f"optimizer{i}"]["param_state"]
         order = [parameter for buffer in part.buffers for parameter in buffer.param_index_map]
         for number, parameter in enumerate(order):
-            key = next(shards(param_state[number]["param"])).key
+            key = next(shards({"param": param_state[number]["param"]})).key
             if key not in checkpoint.tensors and part_of(key.removeprefix(f"{OPTIMIZER}param.")) in thawed:
                 taken.setdefault(i, {})[number] = (parameter, list(param_state.pop(number)))
     return taken

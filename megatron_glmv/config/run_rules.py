@@ -74,6 +74,9 @@ def _schedule_rules(config: Config) -> Iterator[Problem]:
         message = "leaves nothing to train at first" if min(until.values()) > 0 else "counts steps from 1"
         yield Problem("freeze_until", "stage.freeze_until", until, message, (("stage.freeze_until", [None]),))
     ramp = config.train.batch_until or {}
+    for option, value in (("stage.freeze_until", until), ("train.batch_until", ramp)):
+        if value and config.stage.name == "rlcs":
+            yield Problem("rlcs.until", option, value, "is not for RLCS", ((option, [None]),))
     if ramp and (min(ramp) < 1 or min(ramp.values()) < 1):
         message = "has steps and packs of at least 1"
         yield Problem("batch_until", "train.batch_until", ramp, message, (("train.batch_until", [None]),))

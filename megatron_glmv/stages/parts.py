@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ from megatron_glmv.precision.fp8 import transformer_fields
 from megatron_glmv.stages.session import Session
 from megatron_glmv.train.feed import Feed
 from megatron_glmv.train.optimizer import build_optimizer, wrap_ddp
+from megatron_glmv.train.sinks import Sink, data_fingerprint, description, open_sinks
 from megatron_glmv.train.step import Trainer
 from megatron_glmv.train.validate import validation_losses
 
@@ -104,6 +106,16 @@ def make_checkpoints(
         may_write=may_write,
         thawed_by=config.stage.thawed_by,
     )
+
+
+def start_sinks(config: Config, run_dir: Path, first_step: int, data: Path) -> list[Sink]:
+    """The sinks of a run, told what the run is, which run.json says too. For the recording rank."""
+    sinks = open_sinks(config.tracking.sinks, run_dir, first_step)
+    run = description(to_json(config), data_fingerprint(data))
+    (run_dir / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    for sink in sinks:
+        sink.describe(run)
+    return sinks
 
 
 class FixedBatches:

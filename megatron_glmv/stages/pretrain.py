@@ -7,7 +7,6 @@ layout by the rest of it. What they start from is `init_from`.
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_glmv.checkpoint.together import only_rank_0, together
-from megatron_glmv.config.load import fingerprint, to_json
+from megatron_glmv.config.load import fingerprint
 from megatron_glmv.config.schema import Config
 from megatron_glmv.data.index import ShardDataset
 from megatron_glmv.data.tokenizer import Tokenizer
@@ -31,6 +30,7 @@ from megatron_glmv.stages.parts import (
     make_loader,
     make_validation,
     owns_loader,
+    start_sinks,
     tokenizer_dir,
 )
 from megatron_glmv.stages.rundir import Attempt, this_rank, write_ranks
@@ -38,7 +38,6 @@ from megatron_glmv.stages.session import Session
 from megatron_glmv.train.feed import Feed
 from megatron_glmv.train.loop import Parts, train
 from megatron_glmv.train.metrics import Recorder
-from megatron_glmv.train.sinks import data_fingerprint, description, open_sinks
 from megatron_glmv.train.state import TrainState
 from megatron_glmv.train.step import Trainer
 
@@ -131,11 +130,7 @@ def _train(
     feed = Feed(loader, groups, session.device, packs // groups.topology.data)
     recorder = None
     if dist.get_rank() == 0:
-        sinks = open_sinks(config.tracking.sinks, run_dir, state.step)
-        run = description(to_json(config), data_fingerprint(Path(config.data.path)))
-        (run_dir / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-        for sink in sinks:
-            sink.describe(run)
+        sinks = start_sinks(config, run_dir, state.step, Path(config.data.path))
         recorder = Recorder(run_dir, config.train.steps, config.train.log_every, state.step, state.tokens, sinks)
         if fence is not None:
             recorder.may_write = fence.check

@@ -29,7 +29,7 @@ from megatron_glmv.rl.rolling import Roller
 from megatron_glmv.rl.rollout.in_process import RolloutEngine
 from megatron_glmv.rl.rollout.weights import WeightSync, whole_model
 from megatron_glmv.rl.state import RLState
-from megatron_glmv.stages.parts import build_trainer, make_checkpoints
+from megatron_glmv.stages.parts import build_trainer, make_checkpoints, start_sinks
 from megatron_glmv.stages.rundir import Attempt, this_rank, write_ranks
 from megatron_glmv.stages.session import Session
 from megatron_glmv.train.loop import Ending
@@ -141,7 +141,8 @@ def _train(
 
     recorder, groups_file = None, run_dir / GROUPS_FILE if rl.log_groups else None
     if dist.get_rank() == 0:
-        recorder = Recorder(run_dir, config.train.steps, config.train.log_every, state.step, state.tokens)
+        sinks = start_sinks(config, run_dir, state.step, Path(rl.prompts))
+        recorder = Recorder(run_dir, config.train.steps, config.train.log_every, state.step, state.tokens, sinks)
         keep_until(run_dir / GROUPS_FILE, state.step)
         if fence is not None:
             recorder.may_write = fence.check

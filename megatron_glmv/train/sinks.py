@@ -132,12 +132,12 @@ def flat(tree: Json, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def data_fingerprint(directory: Path) -> str:
-    """Of a directory of shards: sha256 over names and sizes of its files and the content of its index files, short.
-    Reads no media."""
+def data_fingerprint(place: Path) -> str:
+    """Of a file, or of a directory of shards: sha256 over names and sizes of its files and the content of its index
+    files, short. Reads no media."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        digest.update(f"{path.relative_to(directory)} {path.stat().st_size}\n".encode())
+    for path in [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(place)} {path.stat().st_size}\n".encode())
         if path.suffix in (".json", ".jsonl", ".idx") and path.stat().st_size < 1 << 24:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
