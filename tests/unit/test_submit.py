@@ -157,14 +157,27 @@ def test_a_sweep_is_one_array_of_members(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_pipeline_hands_checkpoints_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    first, *others = prepare_pipeline("tiny_full", ["data.path=shards", "run_dir=chain"], Options())
+    sizes = ["longcontext:train.steps=7", "sft:data.path=answers"]
+    first, *others = prepare_pipeline("tiny_full", ["data.path=shards", "run_dir=chain", *sizes], Options())
+    assert [stage.config.train.steps == 7 for stage in others] == [True, False]
+    assert [Path(stage.config.data.path).name for stage in [first, *others]] == ["shards", "shards", "answers"]
     assert first.config.run_dir == str(tmp_path / "chain" / "pretrain") and first.config.init_from is None
     before = first
     for stage in others:
         assert stage.config.init_from == before.config.run_dir
         before = stage
-    with pytest.raises(ConfigError, match="there are: tiny_full"):
+    with pytest.raises(ConfigError, match="there are: .*tiny_full"):
         prepare_pipeline("none", [], Options())
+
+
+@pytest.mark.parametrize("name", choices("pipeline"))
+def test_every_shipped_pipeline_is_a_chain_of_legal_stages(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cluster = ["cluster=local"] if name.startswith("tiny") else ["cluster=h100", "cluster.nodes=16"]
+    stages = prepare_pipeline(name, ["data.path=shards", "run_dir=chain", *cluster], Options())
+    assert [stage.config.stage.name for stage in stages] == ["pretrain", "longcontext", "sft"]
 
 
 def test_submit_says_what_it_would_do_and_refuses_what_cannot_run(tmp_path: Path) -> None:
