@@ -7,8 +7,13 @@ hash), a language inside a short caption.
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from data import planted
 from data.small_set import ask
@@ -173,6 +178,36 @@ def test_the_share_of_a_task_comes_from_the_option_or_the_array() -> None:
     assert share("", {}) == (0, 1)
     with pytest.raises(ConfigError, match="not of the form"):
         share("one/two", {})
+
+
+def test_the_command_takes_its_share_from_a_slurm_array(raw: Path, whole: Path, tmp_path: Path) -> None:
+    bench = f"contamination.files=[{raw / 'evaluation' / 'bench.jsonl'}]"
+    for phase in ("scan", "whole", "write", "finish"):
+        for task in ("4", "5") if phase in ("scan", "write") else ("",):
+            array = {"SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_ID": task}
+            command = ["data", "prepare", str(raw / "raw"), str(tmp_path), bench, "--phase", phase]
+            done = CliRunner().invoke(app, command, env=array if task else {})
+            assert done.exit_code == 0, done.output
+            if phase == "scan":
+                here = len(list((tmp_path / "prepare" / "inspect").glob("*.jsonl")))
+                assert here == {"4": 5, "5": 10}[task], "every second shard of ten"
+    assert files(tmp_path) == files(whole)
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_parent_that_was_killed(raw: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "megatron_glmv.cli", "data", "prepare", str(raw / "raw"), str(tmp_path)]
+    parent = subprocess.Popen([*command, "--workers", "2"])
+    workers: list[psutil.Process] = []
+    limit = time.monotonic() + 120
+    while not (tmp_path / "prepare" / "inspect").exists() and time.monotonic() < limit:
+        workers = [p for p in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(p.cmdline())] or workers
+        time.sleep(0.05)
+    assert len(workers) == 2, "the pool was at work"
+    parent.send_signal(signal.SIGKILL)
+    assert parent.wait() == -signal.SIGKILL
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
 
 
 def test_a_key_in_two_shards_and_a_corpus_with_nothing_left_are_errors(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from megatron_glmv.config.errors import ConfigError
 from megatron_glmv.data.errors import DataError
 from megatron_glmv.data.index import write_index
-from megatron_glmv.data.prepare import chain, report, write
+from megatron_glmv.data.prepare import chain, language, report, write
 from megatron_glmv.data.prepare.chain import Part
 from megatron_glmv.data.prepare.options import Options
 from megatron_glmv.data.prepare.recaption import CACHE, Recaption
@@ -78,6 +78,8 @@ class Preparation:
         for step in (*chain.judges(), Recaption(self.work.directory / CACHE)):
             if reason := step.skipped(self.options):
                 yield f"{step.name}: skipped, {reason}"
+        if self.options.language.allowed and language.classifier() is None:
+            yield "language: by script alone, py3langid is not installed; pip install '.[prepare]'"
 
     def run(self, phase: str) -> None:
         """One phase, or `all`. Raises DataError and ConfigError."""
