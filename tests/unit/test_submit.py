@@ -166,7 +166,7 @@ def test_a_pipeline_hands_checkpoints_on(tmp_path: Path, monkeypatch: pytest.Mon
     for stage in others:
         assert stage.config.init_from == before.config.run_dir
         before = stage
-    with pytest.raises(ConfigError, match="there are: .*tiny_full"):
+    with pytest.raises(ConfigError, match=r"there are: .*tiny_full"):
         prepare_pipeline("none", [], Options())
 
 
