@@ -31,6 +31,8 @@ NOT_LOAD_BEARING = (
     "train.log_every",
     "train.val_every",
     "train.val_packs",
+    "train.moe_router_fusion",
+    "train.moe_permute_fusion",
     "train.recompute",
     "train.recompute_vision",
     "rl.prompts",

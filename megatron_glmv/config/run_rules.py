@@ -99,6 +99,10 @@ def training_rules(config: Config, world: int | None) -> Iterator[Problem]:
         message = f"{other[0]} is none of {', '.join(SINKS)}"
         yield Problem("sinks", "tracking.sinks", sinks, message, (("tracking.sinks", [known]),))
     yield from _schedule_rules(config)
+    for name in ("moe_router_fusion", "moe_permute_fusion"):
+        if getattr(train, name) and (config.backend != "te" or config.model.text.moe is None):
+            option, message = f"train.{name}", "is a kernel of Transformer Engine for MoE layers: backend=te"
+            yield Problem(name, option, True, message, (("backend", ["te"]), (option, [False])))
     if train.stop_step is not None and train.stop_step > train.steps:
         yield Problem(
             "stop_step",

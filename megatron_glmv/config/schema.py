@@ -242,6 +242,10 @@ class TrainConfig:
     """Packs of one validation."""
     recompute: str = "none"
     """Activation recomputation in the decoder: none, selective (core attention) or full (whole layers)."""
+    moe_router_fusion: bool = False
+    """Routing in one kernel of Transformer Engine (2.7 or later); backend te only."""
+    moe_permute_fusion: bool = False
+    """Ordering tokens by expert in one kernel of Transformer Engine; backend te only."""
     recompute_vision: bool | None = None
     """Recompute whole layers of the vision encoder. None: where the decoder does (full)."""
 

@@ -83,6 +83,8 @@ def text_transformer_config(config: Config, topology: Topology, fp8: dict[str, A
     made = TransformerConfig(
         **_common(config),
         **_moe(text, config.stage.bias_moves),
+        moe_router_fusion=config.train.moe_router_fusion,
+        moe_permute_fusion=config.train.moe_permute_fusion,
         **recompute,
         **(fp8 or {}),
         num_layers=text.layers,

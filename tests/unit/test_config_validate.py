@@ -210,3 +210,12 @@ def test_where_one_value_mends_it_all_only_such_values_are_named(tiny: Config) -
                 single += 1
                 assert len(whole) == len(error.legal), error
     assert single > 20
+
+
+@pytest.mark.parametrize("name", ["moe_router_fusion", "moe_permute_fusion"])
+def test_fused_moe_kernels_need_transformer_engine(name: str) -> None:
+    config = compose(["experiment=tiny_pretrain", "data.path=unused", "data.val_path="])
+    fused = replace(config, train=replace(config.train, **{name: True}))
+    with pytest.raises(ConfigError, match=f"train.{name}.*backend=te"):
+        validate(fused)
+    validate(replace(fused, backend="te", platform="cuda"))
