@@ -13,7 +13,7 @@ from data.caption_server import serving
 SCRIPT = Path(__file__).with_name("killed_prepare.py")
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [6, pytest.param(12, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(tmp_path: Path, kills: int) -> None:
     with serving() as server:
         done = subprocess.run(
