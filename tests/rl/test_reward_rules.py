@@ -104,6 +104,8 @@ def test_names_are_forgiving() -> None:
     assert find("Math") is DOMAINS["math"]
 
 
+DOUBLED = [{"stdin": "2", "stdout": "4"}, {"input": "5", "output": "10\n"}]
+THIRD = [{"call": "f", "args": [1], "kwargs": {"k": 1}, "expected": 1.3333333}]
 TAP = {"action_type": "click", "box_2d": [[0, 0, 100, 50]]}
 TOWER = {"address": "France, Paris", "name": "Eiffel Tower"}
 
@@ -198,6 +200,42 @@ TABLES: dict[str, list[Case]] = {
         ("[[1,1,2,2]]" * 1000, [[1, 1, 2, 2]], {}, 0),
         ("no box", [[10, 10, 110, 110]], {}, 0),
         ("[1,2,3]", [[10, 10, 110, 110]], {}, 0),
+    ],
+    "coding": [
+        ("print(int(input()) * 2)", None, {"tests": DOUBLED}, 1),
+        ("```python\ndef f(x):\n    return (x, x)\n```", ["assert f(2) == (2, 2)"], {}, 1),
+        ("def f(x, k=0): return x / 3 + k", THIRD, {}, 1),
+        ("def f(x): return 5", ["assert f(2) == 5", "assert f(3) == 6"], {}, 0),
+        ("def f(x): return 5", ["assert f(2) == 5", "assert f(3) == 6"], {"partial": True}, 0.5),
+        ("def f(x: return", ["assert f(2) == 5"], {}, 0),
+        ("import os; os._exit(0)", ["assert f(2) == 5"], {}, 0),
+        ("while True: pass", ["assert f(2) == 5"], {"seconds": 0.5}, 0),
+        ("def f(x): return [1] * 10**9", ["assert f(2) == 5"], {}, 0),
+        ("print('all tests passed: 1.0')", ["assert f(2) == 5"], {}, 0),
+        ("def f(x): return 5", ["import os"], {}, 0),
+        ("def f(x): return 5", [], {}, 0),
+    ],
+    "instruction_following": [
+        ("Red and blue.", None, {"instructions": [{"id": "keywords:existence", "keywords": ["red", "blue"]}]}, 1),
+        ("Reddish.", None, {"instructions": [{"id": "keywords:existence", "keywords": ["red"]}]}, 0),
+        ("one two", None, {"instruction_id_list": ["length_constraints:number_words", "punctuation:no_comma"],
+                           "kwargs": [{"num_words": 3, "relation": "less than"}, {}]}, 1),
+        ("one, two", None, {"partial": True, "instructions": [{"id": "punctuation:no_comma"},
+                                                              {"id": "change_case:english_lowercase"}]}, 0.5),
+        ('{"a": [1]}', None, {"instructions": [{"id": "detectable_format:json_format"}]}, 1),
+        ('{"a": [1', None, {"instructions": [{"id": "detectable_format:json_format"}]}, 0),
+        ("[" * 9000, None, {"instructions": [{"id": "detectable_format:json_format"}]}, 0),
+        ("* a\n* b", None, {"instructions": [{"id": "detectable_format:number_bullet_lists", "num_bullets": 2}]}, 1),
+        ("Eins. Zwei! Drei?", None, {"instructions": [{"id": "length_constraints:number_sentences",
+                                                      "num_sentences": 3, "relation": "at least"}]}, 1),
+        ("这是红色的", None, {"instructions": [{"id": "language:response_language", "language": "zh"}]}, 1),
+        ("It is red", None, {"instructions": [{"id": "language:response_language", "language": "zh"}]}, 0),
+        ("a\n\nb", None, {"instructions": [{"id": "length_constraints:nth_paragraph_first_word", "num_paragraphs": 2,
+                                            "nth_paragraph": 2, "first_word": "B"}]}, 1),
+        ("<<T>> x", None, {"instructions": [{"id": "detectable_format:title"}]}, 1),
+        ("a ****** b", None, {"instructions": [{"id": "combination:two_responses"}]}, 1),
+        ("x", None, {"instructions": [{"id": "no:such"}]}, 0),
+        ("x", None, {}, 0),
     ],
     "spatial": [("left", "Left", {}, 1), ("right", "left", {}, 0), ("1.50", "1.5", {}, 1)],
     "gui_grounding": [

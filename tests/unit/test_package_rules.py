@@ -19,7 +19,7 @@ SCRIPTS = sorted(p for name in ("tools", "slurm") for p in (ROOT / name).rglob("
 MAX_LINES = 450
 MEDIAN_LINES = 200
 
-ALLOWED: dict[str, set[str]] = {}
+ALLOWED: dict[str, set[str]] = {"megatron_glmv/rl/sandbox_child.py": {"exec"}}
 """Banned calls that a file may make all the same, by its path: {"megatron_glmv/x.py": {"pickle.load"}}."""
 
 PROVIDED = {"torch": "torch", "yaml": "pyyaml", "PIL": "pillow", "hydra": "hydra-core", "megatron": "megatron-core"}

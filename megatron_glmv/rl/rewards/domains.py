@@ -7,6 +7,7 @@ import difflib
 from megatron_glmv.rl.rewards import (
     chart,
     choice,
+    coding,
     counting,
     document,
     exact,
@@ -14,6 +15,7 @@ from megatron_glmv.rl.rewards import (
     grounding,
     gui_action,
     gui_grounding,
+    instructions,
     logic,
     mathematics,
     ocr,
@@ -45,6 +47,8 @@ VERIFIERS: dict[str, Verifier] = {
         geo.VERIFIER,
         logic.VERIFIER,
         choice.VERIFIER,
+        coding.VERIFIER,
+        instructions.VERIFIER,
         open_ended.VERIFIER,
     )
 }
@@ -82,6 +86,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "long_document": ("document", "document_qa", "long_doc", "doc"),
     "geo": ("geoguess", "geo_guess", "geoquest", "geolocation"),
     "logic": ("logical_reasoning", "puzzle"),
+    "coding": ("code", "programming"),
+    "instruction_following": ("instructions", "ifeval", "instruction"),
     "open_ended": ("chat", "rlhf", "non_verifiable"),
     "multiple_choice": ("mcq", "choice", "multi_choice"),
 }

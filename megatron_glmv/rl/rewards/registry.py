@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from megatron_glmv.config.errors import ConfigError
+from megatron_glmv.rl import sandbox
 from megatron_glmv.rl.rewards import style
 from megatron_glmv.rl.rewards.domains import find, nearest
 from megatron_glmv.rl.rewards.extraction import Parts, take_apart
@@ -60,6 +61,11 @@ class Judge:
                 raise ConfigError(
                     "domain", domain, f"its verifier needs {verifier.needs}", "pip install 'megatron-glmv[rl]'"
                 )
+            if verifier.executes:
+                try:
+                    sandbox.method()
+                except sandbox.SandboxRefused as refusal:
+                    raise ConfigError("domain", domain, str(refusal)) from None
             if verifier.model_only and self._voting is None:
                 raise ConfigError("domain", domain, "only a judge model can grade it", "give the address of one")
 

@@ -82,6 +82,8 @@ class Verifier:
     """What a judge model is told to look for where the rules are undecided; empty: it is never asked."""
     needs: str = ""
     """A module outside the standard library that it cannot do without."""
+    executes: bool = False
+    """Runs code, and is refused where no sandbox works."""
     model_only: bool = False
     """Rules decide nothing here: without a judge model the domain is refused."""
     graded: bool = False
