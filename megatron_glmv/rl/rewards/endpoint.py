@@ -71,10 +71,16 @@ class Endpoint:
         headers = {"Content-Type": "application/json"}
         if self.key_env:
             headers["Authorization"] = f"Bearer {os.environ.get(self.key_env, '')}"
-        # a socket's timeout restarts with every byte: a server that drips would never run into it
-        watch = threading.Timer(left, _cut, (connection,))
-        watch.daemon = True
-        watch.start()
+        try:
+            connection.connect()
+            # a socket's timeout restarts with every byte: a server that drips would never run into it. The socket is
+            # held here because the connection lets go of it as soon as the head of an HTTP/1.0 answer has come
+            watch = threading.Timer(left, _cut, (connection.sock,))
+            watch.daemon = True
+            watch.start()
+        except OSError:
+            connection.close()
+            raise
         try:
             connection.request("POST", f"{url.path.rstrip('/')}/chat/completions", body, headers)
             response = connection.getresponse()
@@ -84,9 +90,9 @@ class Endpoint:
             connection.close()
 
 
-def _cut(connection: http.client.HTTPConnection) -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        connection.sock.shutdown(socket.SHUT_RDWR)
+def _cut(held: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        held.shutdown(socket.SHUT_RDWR)
 
 
 def _text(reply: bytes) -> str:
