@@ -61,6 +61,7 @@ def run(config: Config, run_dir: Path, session: Session) -> int:
     watchdog = Watchdog(config.watchdog_s, dist.get_rank()).start()
     checkpoints = make_checkpoints(config, session, tokenizer, run_dir, *([fence.check] if fence else []))
     trainer, state = _restored(config, session, checkpoints, watchdog, config.resume != "never")
+    session.startup.mark("model")
 
     attempt = None
     if recording:
@@ -128,8 +129,10 @@ def _train(
         if state.loader:
             loader.load_state_dict(state.loader)
     feed = Feed(loader, groups, session.device, packs // groups.topology.data)
+    session.startup.mark("data")
     recorder = None
     if dist.get_rank() == 0:
+        session.startup.write(run_dir)
         sinks = start_sinks(config, run_dir, state.step, Path(config.data.path))
         recorder = Recorder(run_dir, config.train.steps, config.train.log_every, state.step, state.tokens, sinks)
         if fence is not None:

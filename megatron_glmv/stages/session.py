@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from megatron_glmv.config.schema import Config
 from megatron_glmv.parallel.launch import RankContext, init_distributed
 from megatron_glmv.parallel.topology import Topology
 from megatron_glmv.platform.device import Platform, select
+from megatron_glmv.resilience.startup import Startup
 
 if TYPE_CHECKING:
     from megatron_glmv.parallel.groups import Groups
@@ -31,6 +32,7 @@ class Session:
     groups: Groups
     backend: str
     """Layer specs in use: te or torch."""
+    startup: Startup = field(default_factory=Startup)
 
     @property
     def device(self) -> torch.device:
@@ -47,6 +49,8 @@ def open_session(config: Config, context: RankContext) -> Iterator[Session]:
     from megatron_glmv.platform.features import layer_backend
     from megatron_glmv.precision.fp8 import emulated
 
+    startup = Startup()
+    startup.mark("import")
     if platform.device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     init_distributed(context, platform, WORLD_TIMEOUT_S)
@@ -54,7 +58,8 @@ def open_session(config: Config, context: RankContext) -> Iterator[Session]:
     seed_all(config.train.seed)
     try:
         backend = layer_backend(config.backend, platform, emulate_fp8=emulated(config.precision))
-        yield Session(platform, groups, backend)
+        startup.mark("groups")
+        yield Session(platform, groups, backend, startup)
     finally:
         destroy_groups()
 
