@@ -2,10 +2,10 @@
 
     python tools/bench_startup.py --data data_cache/demo/train [--cluster local] [key=value ...]
 
-Submits a short run, waits for it, and prints each phase of rank 0 in wall and CPU seconds. The ratio at the end compares
-importing and building (process start to model) with importing torch and the parts of megatron-core that training needs in
-a process of its own, in the same run; in CPU seconds, because other work on the machine stretches wall time. A data set
-that is used for the first time is measured once (data): its samples' lengths are kept beside it.
+Submits a short run, waits for it, and prints each phase of rank 0 in wall and CPU seconds. The ratio at the end
+compares importing and building (process start to model) with importing torch and the parts of megatron-core that
+training needs in a process of its own, in the same run; in CPU seconds, because other work on the machine stretches
+wall time. A data set that is used for the first time is measured once (data): its samples' lengths are kept beside it.
 """
 
 from __future__ import annotations
