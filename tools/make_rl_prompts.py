@@ -19,8 +19,11 @@ def main() -> None:
     parser.add_argument("questions", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--heldout", type=float, default=0.3, help="share of the scenes of each family")
+    parser.add_argument("--tasks", nargs="+", help="only these; default: all")
     given = parser.parse_args()
     lines = [json.loads(line) for line in given.questions.read_text(encoding="utf-8").splitlines()]
+    if given.tasks and not (lines := [line for line in lines if line.get("task") in given.tasks]):
+        parser.error(f"no line of {given.questions} has a task of {', '.join(given.tasks)}")
     scenes: dict[str, set[int]] = {}
     for line in lines:
         family, scene, _ = line["id"].split("-", 2)
