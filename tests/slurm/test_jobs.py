@@ -269,6 +269,26 @@ def test_a_sweep_goes_on_without_its_failed_members_and_tries_exactly_those_agai
     assert glmv(cluster, "sweep", "status", str(swept), cwd=tmp_path).stdout.count("DONE") == 4
 
 
+def test_a_member_is_requeued_by_itself(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    """The last one, whose number in Slurm is the array's own: what is done to that number is done to all members."""
+    swept = tmp_path / "swept"
+    done = glmv(
+        cluster, "submit", "-m", *SMALL, f"data.path={shards}", f"run_dir={swept}", *PLAIN, "train.seed=1,2",
+        "cluster.ranks_per_node=1", "train.steps=60", "train.log_every=50", "checkpoint.every=0", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.split()[1].rstrip(":")
+    wait_for_step(cluster, swept / "1", 3)
+    assert cluster.job(f"{job}_1")["JobId"] == job
+    cluster.run("scancel", "--signal=USR1", f"{job}_1")
+    cluster.wait("all ended", lambda: job not in cluster.run("squeue", "-h", "-o", "%F"), timeout=240)
+    assert [cluster.job(f"{job}_{member}")["Restarts"] for member in "01"] == ["0", "1"], log(swept / "1")
+    first, second = lines(swept / "1" / "attempts.jsonl")
+    assert first["exit_code"] == 75 and second["exit_code"] == 0 and second["step_in"] == first["step_out"]
+    assert [record["step"] for record in metrics(swept / "1")] == list(range(1, 61))
+    assert len(lines(swept / "0" / "attempts.jsonl")) == 1
+
+
 def test_a_pipeline_is_a_chain_of_jobs(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
     small = [option for option in SMALL if not option.startswith("experiment=")]
     chain = tmp_path / "chain"
