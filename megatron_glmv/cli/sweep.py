@@ -54,7 +54,8 @@ def retry_failed(directory: Dir) -> None:
     if not members:
         print("no member has failed")
         return
-    print(f"job {retry(directory.resolve(), members)}: members {', '.join(map(str, members))}")
+    for job, part in retry(directory.resolve(), members):
+        print(f"job {job}: members {', '.join(map(str, part))}")
 
 
 def collect(directory: Path) -> list[dict[str, Any]]:

@@ -13,12 +13,24 @@ from megatron_glmv.launch.job import Job, shape_of
 from megatron_glmv.launch.submit import record
 
 
-def retry(directory: Path, members: tuple[int, ...]) -> str:
-    """The number of the new job array. Raises ConfigError where `directory` is no sweep."""
-    submissions = sorted((directory / "submissions").glob("*/members"))
-    if not submissions:
-        raise ConfigError("DIR", str(directory), "is not the directory of a submitted sweep")
-    submission = submissions[0].parent
+def retry(directory: Path, members: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
+    """(number, members) of each new job array. Raises ConfigError where `directory` is no sweep."""
+    frozen = submissions_of(directory, members)
+    return [(_again(directory, submission, part), part) for submission, part in frozen.items()]
+
+
+def submissions_of(directory: Path, members: tuple[int, ...]) -> dict[Path, tuple[int, ...]]:
+    """Members by the newest submission that each was frozen in (a sweeper submits bit by bit). Raises ConfigError."""
+    newest = {int(file.stem): file.parents[1] for file in sorted((directory / "submissions").glob("*/members/*.yaml"))}
+    if any(member not in newest for member in members):
+        raise ConfigError("DIR", str(directory), f"is not the directory of a submitted sweep of members {members}")
+    return {
+        submission: tuple(member for member in members if newest[member] == submission)
+        for submission in sorted({newest[member] for member in members})
+    }
+
+
+def _again(directory: Path, submission: Path, members: tuple[int, ...]) -> str:
     config = from_dict(yaml.safe_load((submission / "config.yaml").read_text(encoding="utf-8")))
     return record(
         Job(

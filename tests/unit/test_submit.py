@@ -20,7 +20,8 @@ from megatron_glmv.launch import freeze, preflight
 from megatron_glmv.launch.fields import check
 from megatron_glmv.launch.job import Job, Shape, sbatch_argv, sbatch_options, script_arguments, shape_of
 from megatron_glmv.launch.pipeline import prepare_pipeline
-from megatron_glmv.launch.submit import Options, expand, prepare, prepare_sweep
+from megatron_glmv.launch.retry import submissions_of
+from megatron_glmv.launch.submit import Options, expand, prepare, prepare_members, prepare_sweep
 
 GLMV = str(Path(sys.executable).with_name("glmv"))
 TINY = ["experiment=tiny_pretrain", "data.path=shards"]
@@ -153,6 +154,22 @@ def test_a_sweep_is_one_array_of_members(tmp_path: Path, monkeypatch: pytest.Mon
     assert told["2"] == ["optim.lr=0.0002", "train.seed=1"]
     with pytest.raises(ConfigError, match=r"parallel\.tensor"):
         prepare_sweep([*TINY, "parallel.tensor=1,3"], Options())
+
+
+def test_members_are_tried_again_from_the_submission_that_froze_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweeper that asks for two members and then for one more."""
+    monkeypatch.chdir(tmp_path)
+    one = [*TINY, "run_dir=swept"]
+    for first, rates in ((0, ("1e-4", "2e-4")), (2, ("3e-4",))):
+        prepare_members([[*one, f"optim.lr={rate}"] for rate in rates], Options(), first).freeze()
+    swept = tmp_path / "swept"
+    assert list(json.loads((swept / "sweep.json").read_text())) == ["0", "1", "2"]
+    found = submissions_of(swept, (1, 2))
+    assert {path.name: part for path, part in found.items()} == {"001": (1,), "002": (2,)}
+    with pytest.raises(ConfigError, match="submitted sweep"):
+        submissions_of(swept, (3,))
 
 
 def test_a_pipeline_hands_checkpoints_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
