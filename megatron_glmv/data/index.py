@@ -11,10 +11,8 @@ import json
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from megatron_glmv.data.conversation import media_of
 from megatron_glmv.data.errors import DataError, SampleError
 from megatron_glmv.data.facts import MediaFacts
 from megatron_glmv.data.probe import probe
+from megatron_glmv.data.processes import process_pool
 from megatron_glmv.data.progress import track
 from megatron_glmv.data.shards import CONVERSATION, MAX_JSON_BYTES, Member, scan_shard, shard_paths, split_name
 from megatron_glmv.data.types import Json
@@ -108,7 +107,7 @@ def _per_shard(paths: list[Path], workers: int) -> Iterator[list[tuple[str, byte
     if workers == 0:
         yield from map(index_shard, paths)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         yield from pool.map(index_shard, paths)
 
 

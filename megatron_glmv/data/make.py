@@ -7,15 +7,15 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 from megatron_glmv.data.conversation import media_parts
 from megatron_glmv.data.errors import DataError, SampleError
 from megatron_glmv.data.index import build_index, parse_conversation
 from megatron_glmv.data.probe import probe
+from megatron_glmv.data.processes import process_pool
 from megatron_glmv.data.progress import track
 from megatron_glmv.data.shards import MAX_JSON_BYTES, MAX_MEMBER_BYTES, ShardWriter, shard_paths
 from megatron_glmv.data.types import Json
@@ -143,7 +143,7 @@ def _prepare_all(sources: Iterator[Source], workers: int) -> Iterator[Prepared]:
     if workers <= 1:
         yield from map(prepare, sources)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         ahead: deque[Future[Prepared]] = deque()
         for source in sources:
             ahead.append(pool.submit(prepare, source))

@@ -8,16 +8,11 @@ task may be started again at any time.
 from __future__ import annotations
 
 import json
-import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +24,7 @@ from megatron_glmv.data.prepare.chain import Part
 from megatron_glmv.data.prepare.options import Options
 from megatron_glmv.data.prepare.recaption import CACHE, Recaption
 from megatron_glmv.data.prepare.work import Work, fingerprint
+from megatron_glmv.data.processes import process_pool
 from megatron_glmv.data.progress import track
 from megatron_glmv.data.shards import shard_paths
 
@@ -141,12 +137,7 @@ class Preparation:
         """`do` of each part, in order, on `workers` processes; what was done before an error stays done."""
         if self.workers == 1 or len(parts) < 2:
             return list(track(map(do, parts), label, len(parts)))
-        pool = ProcessPoolExecutor(
-            min(self.workers, len(parts)),
-            mp_context=get_context("spawn"),
-            initializer=_live_with,
-            initargs=(os.getpid(),),
-        )
+        pool = process_pool(min(self.workers, len(parts)))
         try:
             return list(track(pool.map(do, parts), label, len(parts)))
         except BrokenProcessPool as e:
@@ -155,17 +146,6 @@ class Preparation:
             ) from e
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _live_with(parent: int) -> None:
-    """End this worker soon after its parent: the pool's queues do not tell it of a parent that was killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _index_lines(samples: Sequence[Any]) -> list[tuple[str, bytes]]:

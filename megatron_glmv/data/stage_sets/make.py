@@ -15,11 +15,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
 
 from megatron_glmv.data.errors import DataError
 from megatron_glmv.data.index import build_index
+from megatron_glmv.data.processes import process_pool
 from megatron_glmv.data.progress import track
 from megatron_glmv.data.shards import ShardWriter
 from megatron_glmv.data.stage_sets import pages, sft
@@ -81,7 +81,7 @@ def make_set(demo: Path, recipe: Recipe, workers: int = 2) -> Counter[str]:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     shutil.copytree(tokenizer, out / "tokenizer")
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else None
+    pool = process_pool(workers) if workers else None
     try:
         for split, jobs in plan.items():
             with ShardWriter(out / split, samples_per_shard=SAMPLES_PER_SHARD) as writer:

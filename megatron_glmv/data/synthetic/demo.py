@@ -16,13 +16,13 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 from megatron_glmv.data.errors import DataError
 from megatron_glmv.data.index import build_index
+from megatron_glmv.data.processes import process_pool
 from megatron_glmv.data.progress import track
 from megatron_glmv.data.shards import ShardWriter
 from megatron_glmv.data.synthetic.conversation import Sample, make_sample
@@ -89,7 +89,7 @@ def make_demo(
     _claim(out, {"complete": False, "parameters": parameters})
     texts: Counter[str] = Counter()
     with ExitStack() as stack:
-        pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn"))) if workers else None
+        pool = stack.enter_context(process_pool(workers)) if workers else None
         media_bytes = _write_shards(out / TRAIN, _make(pool, train, seed, TRAIN), texts)
         _write_shards(out / VAL, _make(pool, val, seed, VAL), Counter())
         held_out = [(family, index) for family in FAMILIES for index in range(eval_items)]

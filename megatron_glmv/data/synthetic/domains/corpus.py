@@ -14,15 +14,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, islice
-from multiprocessing import get_context
 from pathlib import Path
 
 from megatron_glmv.data.errors import DataError
 from megatron_glmv.data.index import build_index
+from megatron_glmv.data.processes import process_pool
 from megatron_glmv.data.progress import track
 from megatron_glmv.data.shards import ShardWriter
 from megatron_glmv.data.synthetic.domains.form import QUESTIONS, Made, Recipe, make
@@ -98,7 +97,7 @@ def write(plan: Plan, out: Path, *, workers: int = 2, shards: bool | None = None
     missing = [part for part in range(plan.parts()) if not _target(out, part, as_shards).exists()]
     job = partial(_write_part, plan, out, as_shards)
     if workers and len(missing) > 1:
-        with ProcessPoolExecutor(min(workers, len(missing)), mp_context=get_context("spawn")) as pool:
+        with process_pool(min(workers, len(missing))) as pool:
             done = list(track(pool.map(job, missing), "synth", len(missing)))
     else:
         done = list(track(map(job, missing), "synth", len(missing)))
