@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shlex
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-GLMV = [sys.executable, "-m", "megatron_glmv.cli"]
+from demo import GLMV, run
+
 HERE = Path(__file__).parent
 MODELS = ("tiny_glm45v", "tiny_glm41v")
 STAGES = ("pretrain", "longcontext", "sft")
@@ -38,17 +36,6 @@ class Plan:
 
     def run_dir(self, model: str, stage: str) -> Path:
         return self.out / model / stage
-
-
-def run(title: str, command: list[str]) -> None:
-    """Prints and runs `command`; ends this program with its exit code when it fails."""
-    print(f"\n== {title}\n$ {shlex.join(command).replace(shlex.join(GLMV), 'glmv')}", flush=True)
-    began = time.monotonic()
-    done = subprocess.run(command, check=False, env={"OMP_NUM_THREADS": "1", **os.environ})
-    if done.returncode:
-        print(f"== {title}: exit code {done.returncode}", file=sys.stderr, flush=True)
-        sys.exit(done.returncode)
-    print(f"== {title}: {time.monotonic() - began:.0f} s", flush=True)
 
 
 def make_data(plan: Plan, samples: int, workers: int) -> None:
@@ -71,7 +58,7 @@ def train(plan: Plan, model: str) -> None:
     for stage in STAGES:
         steps = plan.steps[stage]
         command = [
-            *GLMV, "train", f"experiment=tiny_{stage}", f"model={model}", f"run_dir={plan.run_dir(model, stage)}",
+            GLMV, "train", f"experiment=tiny_{stage}", f"model={model}", f"run_dir={plan.run_dir(model, stage)}",
             f"train.steps={steps}", f"train.val_every={max(1, steps // 4)}", "train.val_packs=8",
             "checkpoint.best=true", f"data.pack_tokens={plan.packs[stage]}",
             *own[stage], *([f"init_from={before}"] if before else []),
@@ -88,7 +75,7 @@ def ask(plan: Plan, model: str) -> dict[str, dict[str, Any]]:
         for when, stage in (("before", "longcontext"), ("after", "sft")):
             out = plan.out / model / f"{mode}-{when}"
             run(f"{model}: questions {when} SFT, mode {mode}", [
-                *GLMV, "eval", "--ckpt", str(plan.run_dir(model, stage)), "--mode", mode, "--max-new-tokens", "64",
+                GLMV, "eval", "--ckpt", str(plan.run_dir(model, stage)), "--mode", mode, "--max-new-tokens", "64",
                 "--data", str(plan.data / "eval" / "eval.jsonl"), "--limit", str(plan.limit), "--out", str(out),
             ])  # fmt: skip
             found[mode][when] = json.loads((out / "results.json").read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import tarfile
 from itertools import islice
@@ -10,21 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.tools import load_tool
 
 from megatron_glmv.data.synthetic.conversation import make_sample
 from megatron_glmv.data.synthetic.registry import FAMILIES
 from megatron_glmv.data.synthetic.seeds import TRAIN
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "make_noisy_set.py"
-
 
 @pytest.fixture(scope="module")
 def tool() -> Any:
-    spec = importlib.util.spec_from_file_location("make_noisy_set", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("make_noisy_set")
 
 
 def test_wrong_answers_are_other_choices_and_as_many_as_asked_for(tool: Any) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.tools import load_tool
 
 from megatron_glmv.config.load import compose
 
@@ -17,11 +17,7 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "bench_layers.py"
 
 @pytest.fixture(scope="module")
 def tool() -> Any:
-    spec = importlib.util.spec_from_file_location("bench_layers", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("bench_layers")
 
 
 def test_a_token_costs_twice_the_active_parameters_and_its_attention(tool: Any) -> None:

@@ -7,24 +7,20 @@ file); here only the torch layers are built. Not covered: that the numbers mean 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.ranks import run_ranks
+from helpers.tools import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "te_keys.json"
 
 
 def tool() -> Any:
-    spec = importlib.util.spec_from_file_location("dump_te_keys", ROOT / "tools" / "dump_te_keys.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("dump_te_keys")
 
 
 def torch_keys(models: list[str]) -> dict[str, dict[str, str]]:
