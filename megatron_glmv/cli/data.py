@@ -69,6 +69,18 @@ def show(
 
 
 @app.command()
+def template(
+    tokenizer: Annotated[Path, typer.Argument(help="A tokenizer directory with a chat template.")],
+    form: Annotated[str, typer.Option("--template", help="glm45v or glm41v, as data.template.")] = "glm45v",
+) -> None:
+    """Is the chat template that a directory carries the one trained under, token by token? Exit code 65 if not."""
+    from megatron_glmv.data.commands import show_template
+
+    if not show_template(tokenizer, form):
+        raise typer.Exit(65)
+
+
+@app.command()
 def synth(
     out: Annotated[Path, typer.Option(help="Directory to fill; an unfinished one is gone on with.")],
     samples: Annotated[int, typer.Option(help="Samples of all domains and tiers together.")] = 1000,

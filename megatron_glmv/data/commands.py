@@ -1,4 +1,4 @@
-"""What `glmv data stats` and `glmv data show` do."""
+"""What `glmv data stats`, `glmv data show` and `glmv data template` do."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from megatron_glmv.data.cost import Cost
 from megatron_glmv.data.errors import DataError, SampleError
 from megatron_glmv.data.index import ShardDataset
 from megatron_glmv.data.lengths import Layouts
+from megatron_glmv.data.template_check import check_template
 from megatron_glmv.data.tokenizer import Tokenizer
 
 BUDGETS = (8192, 32768)
@@ -89,3 +90,17 @@ def show_sample(shard: Path, key: str, overrides: Sequence[str], *, save: Path |
             print(f"arrays: {save}")
     except SampleError as error:
         raise DataError(error.key, error.reason) from error
+
+
+def show_template(directory: Path, template: str) -> bool:
+    """Prints how each kind of conversation compares; True if all are equal."""
+    found = check_template(directory, template)
+    for difference in found:
+        print(f"{'differs' if difference else 'equal':8} {difference.probe.name}")
+        if difference:
+            print(f"         ours   {difference.ours!r}\n         theirs {difference.theirs!r}")
+    equal = sum(not difference for difference in found)
+    print(
+        f"{directory}: {equal} of {len(found)} kinds of conversation are rendered as the template {template} has them"
+    )
+    return equal == len(found)

@@ -28,7 +28,7 @@ from megatron_glmv.data.progress import track
 from megatron_glmv.data.sample import SampleLayout, lay_out
 from megatron_glmv.data.tokenizer import Tokenizer
 
-_VERSION = 2
+_VERSION = 3
 """Raised when the template or the layout of a sample changes what the same data measure."""
 
 _COLUMNS = ("tokens", "trained", "visual", "patches", "frames", "media")

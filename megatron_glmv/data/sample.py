@@ -108,7 +108,7 @@ def lay_out(
     other media than are planned, or has no answer to learn from.
     """
     key = _key(conversation)
-    pieces = render(_messages(conversation), template, thinking=thinking, key=key)
+    pieces = render(_messages(conversation), template, thinking=thinking, tools=_tools(conversation), key=key)
     layout = _assemble(pieces, plans, tokenizer, merge, key, ends_in_label=True)
     if not layout.loss_weights.any():
         raise SampleError(key, "has no answer to learn from")
@@ -130,7 +130,10 @@ def lay_out_prompt(
     The next token's position is `position_ids.max() + 1` in all three. Raises SampleError as `lay_out` does.
     """
     key = _key(conversation)
-    prompt = generation_prompt(_messages(conversation), template, thinking=thinking, closed=closed, key=key)
+    tools = _tools(conversation)
+    prompt = generation_prompt(
+        _messages(conversation), template, thinking=thinking, closed=closed, tools=tools, key=key
+    )
     layout = _assemble(prompt, plans, tokenizer, merge, key, ends_in_label=False)
     return replace(layout, labels=np.zeros_like(layout.labels), loss_weights=np.zeros_like(layout.loss_weights))
 
@@ -220,6 +223,13 @@ def _messages(conversation: Json) -> list[Json]:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise SampleError(_key(conversation), "has no list `messages`")
     return messages
+
+
+def _tools(conversation: Json) -> list[Json]:
+    tools = conversation.get("tools") or []
+    if not isinstance(tools, list):
+        raise SampleError(_key(conversation), "`tools` is no list of function definitions")
+    return tools
 
 
 def _key(conversation: Json) -> str:

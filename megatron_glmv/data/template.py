@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from megatron_glmv.data.errors import SampleError
+from megatron_glmv.data.tool_prompt import tool_prompt
 from megatron_glmv.data.types import IMAGE, VIDEO, Json
 
 GLM45V, GLM41V = "glm45v", "glm41v"
@@ -39,6 +40,7 @@ STOP_TOKENS = {
 
 _ROLES = ("system", "user", "assistant", "tool", "observation", "document")
 _ANSWER_MARKUP = re.compile(r"(<\|begin_of_box\|>|<\|end_of_box\|>)")
+_TOOL_MARKUP = re.compile(r"(</?tool_call>|</?arg_key>|</?arg_value>)")
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,21 @@ Piece = Text | Special | Media
 
 
 def render(
-    messages: Sequence[Json], template: str = GLM45V, *, thinking: bool | None = None, key: str = ""
+    messages: Sequence[Json],
+    template: str = GLM45V,
+    *,
+    thinking: bool | None = None,
+    tools: Sequence[Json] = (),
+    key: str = "",
 ) -> list[Piece]:
     """A whole conversation, to train on.
 
     thinking: None takes it from the conversation: on where an answer behind the last user turn has reasoning.
+    tools: definitions of the functions it may call, told in a system turn in front (tool_prompt.py).
     The last piece is the token that ends the last turn (`<|user|>`, or `<|endoftext|>` behind a document); it is only
     ever a label. Raises SampleError(key, reason) for a message that has no meaning in the template.
     """
-    turns = _Turns(messages, template, thinking, key)
+    turns = _Turns(messages, template, thinking, tools, key)
     pieces, last = turns.pieces(), messages[-1]
     if last["role"] == "document":
         return _joined([*pieces, Special("<|endoftext|>", trained=True)])
@@ -82,14 +90,20 @@ def render(
 
 
 def generation_prompt(
-    messages: Sequence[Json], template: str = GLM45V, *, thinking: bool = False, closed: bool = True, key: str = ""
+    messages: Sequence[Json],
+    template: str = GLM45V,
+    *,
+    thinking: bool = False,
+    closed: bool = True,
+    tools: Sequence[Json] = (),
+    key: str = "",
 ) -> list[Piece]:
     """What stands before the first generated token: the messages and an opened assistant turn.
 
     thinking=False closes the thinking at once, as training without reasoning has it; with closed=False as well the
     model reads `/nothink` and writes the empty thinking itself.
     """
-    turns = _Turns(messages, template, thinking, key)
+    turns = _Turns(messages, template, thinking, tools, key)
     given = turns.no_thinking() if closed and not thinking else []
     return _joined([*turns.pieces(), Special("<|assistant|>"), Text("\n"), *given])
 
@@ -97,12 +111,16 @@ def generation_prompt(
 class _Turns:
     """The turns of one conversation under one template."""
 
-    def __init__(self, messages: Sequence[Json], template: str, thinking: bool | None, key: str) -> None:
+    def __init__(
+        self, messages: Sequence[Json], template: str, thinking: bool | None, tools: Sequence[Json], key: str
+    ) -> None:
         if template not in TEMPLATES:
             raise ValueError(f"no chat template {template!r}; there are {', '.join(TEMPLATES)}")
         if not messages:
             raise SampleError(key, "the conversation has no messages")
-        self.messages, self.template, self.key = messages, template, key
+        if tools and template != GLM45V:
+            raise SampleError(key, f"the template {template} has no place for tools; {GLM45V} has")
+        self.messages, self.template, self.tools, self.key = messages, template, tools, key
         for message in messages:
             if message.get("role") not in _ROLES:
                 raise SampleError(key, f"role {message.get('role')!r} is not one of {', '.join(_ROLES)}")
@@ -116,6 +134,10 @@ class _Turns:
 
     def pieces(self) -> list[Piece]:
         out: list[Piece] = [Special("[gMASK]"), Special("<sop>")]
+        if self.tools:
+            plain, marked = tool_prompt(self.tools, self.key)
+            parts = [Special(p) if _TOOL_MARKUP.fullmatch(p) else Text(p) for p in _TOOL_MARKUP.split(marked) if p]
+            out += [Special("<|system|>"), Text(plain), *parts]
         previous: Json = {"role": ""}
         for index, message in enumerate(self.messages):
             out += self._turn(index, message, previous)

@@ -115,6 +115,11 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._plain.encode_batch(list(texts), add_special_tokens=False)]
 
+    def parse(self, text: str) -> list[int]:
+        """Ids of a rendered conversation: special tokens wherever it spells them. Never for a user's text."""
+        ids: list[int] = self._full.encode(text, add_special_tokens=False).ids
+        return ids
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         text: str = self._full.decode(list(ids), skip_special_tokens=skip_special)
         return text

@@ -18,7 +18,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -142,18 +142,37 @@ class Workspace:
                 path.unlink()
         left = [piece for piece in pieces if piece.name not in self.done]
         progress.start(sum(p.bytes for p in pieces), sum(p.bytes for p in pieces if p.name in self.done))
-        stop = threading.Event()
+        stop, slots = threading.Event(), threading.Semaphore(2 * workers)
+        settled: list[Future[None]] = []
 
         def told(count: int) -> None:
             if stop.is_set():
                 raise InterruptedError("another piece failed")
             progress.advance(count)
 
-        with ThreadPoolExecutor(workers) as pool, watch, progress:
-            futures = [pool.submit(self._make, piece, told) for piece in left]
+        def settle(piece: Piece, done: Done, descriptor: int) -> None:
+            try:
+                self._settle(piece, done, descriptor)
+            except BaseException:
+                stop.set()
+                raise
+            finally:
+                slots.release()
+
+        def make(piece: Piece) -> None:
+            slots.acquire()  # so that no more waits for the disk than it takes in a few seconds
+            try:
+                settled.append(settlers.submit(settle, piece, *self._make(piece, told)))
+            except BaseException:
+                slots.release()
+                raise
+
+        with ThreadPoolExecutor(workers) as settlers, ThreadPoolExecutor(workers) as pool, watch, progress:
+            futures = [pool.submit(make, piece) for piece in left]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
-                failed = [f.exception() for f in futures if f.done() and f.exception() is not None]
+                wait(settled, return_when=FIRST_EXCEPTION)
+                failed = [f.exception() for f in (*settled, *futures) if f.done() and f.exception() is not None]
             except BaseException:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
@@ -188,22 +207,35 @@ class Workspace:
             self._journal.close()
             self._journal = None
 
-    def _make(self, piece: Piece, told: Callable[[int], None]) -> None:
-        path = self.path / piece.name
-        part = path.with_name(path.name + ".part")
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+    def _make(self, piece: Piece, told: Callable[[int], None]) -> tuple[Done, int]:
+        """Writes a piece under its other name; returns a descriptor of it that is still open."""
+        part = self._part(piece)
+        part.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
         with part.open("wb") as raw:
             os.fchmod(raw.fileno(), 0o640)
             file = HashedFile(raw, told)
             note = piece.write(file)
             raw.flush()
-            os.fsync(raw.fileno())
+            return Done(file.record(), note), os.dup(raw.fileno())  # of one opening: it is told what fails later
+
+    def _settle(self, piece: Piece, done: Done, descriptor: int) -> None:
+        """Waits for the disk, in a thread of its own: the next piece is made meanwhile."""
+        part, path = self._part(piece), self.path / piece.name
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         part.replace(path)
         sync_directory(path.parent)
-        done = Done(file.record(), note)
         with self._lock:
-            self._note({"name": piece.name, "bytes": done.record.bytes, "sha256": done.record.sha256, "note": note})
+            self._note(
+                {"name": piece.name, "bytes": done.record.bytes, "sha256": done.record.sha256, "note": done.note}
+            )
             self.done[piece.name] = done
+
+    def _part(self, piece: Piece) -> Path:
+        path = self.path / piece.name
+        return path.with_name(path.name + ".part")
 
     def _note(self, line: Json) -> None:
         assert self._journal is not None
