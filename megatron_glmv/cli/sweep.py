@@ -71,7 +71,7 @@ def collect(directory: Path) -> list[dict[str, Any]]:
     rows = []
     for run in look([directory.resolve()]):
         given = dict(o.partition("=")[::2] for o in overrides[run.run_dir.name])
-        steps = _metrics(run.run_dir)
+        steps = [step for step in _metrics(run.run_dir) if "loss" in step]
         held_out = [step["val_loss"] for step in steps if step.get("val_loss") is not None]
         rows.append(
             {

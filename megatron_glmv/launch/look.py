@@ -75,7 +75,7 @@ def _state(run_dir: Path, job: str, queued: Queued | None) -> RunState:
         nodes=queued.nodes if queued else "",
         step=step,
         steps=steps,
-        loss=float(metrics[-1]["loss"]) if metrics else None,
+        loss=float(metrics[-1]["loss"]) if metrics and "loss" in metrics[-1] else None,
         tokens_per_s=rate,
         eta_s=(steps - step) * seconds / len(recent) if state == RUNNING and recent else None,
         attempts=len(attempts) + open_attempt,

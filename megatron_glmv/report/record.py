@@ -39,6 +39,8 @@ class RunRecord:
     manifest: Json = field(default_factory=dict)
     """That of the newest committed checkpoint."""
     evals: list[EvalRecord] = field(default_factory=list)
+    verifiers: dict[str, Json] = field(default_factory=dict)
+    """Health figures of each verifier of a reinforcement learning run; empty elsewhere."""
     problems: list[str] = field(default_factory=list)
     """Sentences about what is absent or unreadable."""
 
@@ -78,6 +80,7 @@ def read_run(path: Path) -> RunRecord:
         attempts=_lines(path / "attempts.jsonl", problems),
         manifest=_manifest(path / "checkpoints", problems),
         evals=_evals(path / "eval", problems),
+        verifiers=_object(path / "verifiers.json", problems) if (path / "verifiers.json").exists() else {},
         problems=problems,
     )
 

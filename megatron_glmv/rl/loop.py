@@ -46,11 +46,12 @@ class RLParts:
     verify: Callable[[], None]
     """Raises where it doesn't have them."""
     save: Callable[[RLState], None]
-    recorder: Recorder | None
-    """On the recording rank only."""
-    groups_file: Path | None
     stop: StopRequest
     watchdog: Watchdog
+    recorder: Recorder | None = None
+    """On the recording rank only."""
+    groups_file: Path | None = None
+    health_file: Path | None = None
 
 
 def train(parts: RLParts, state: RLState) -> Ending:
@@ -76,11 +77,14 @@ def train(parts: RLParts, state: RLState) -> Ending:
             parts.verify()
         state.step = step
         state.curriculum = parts.curriculum.state()
-        if step == last or (rl.heldout_every and step % rl.heldout_every == 0):
+        looked_at = step == last or (rl.heldout_every and step % rl.heldout_every == 0)
+        if looked_at:
             record |= _evaluate(parts, state)
         record["step_time_s"] = time.perf_counter() - started
         if parts.recorder is not None:
             parts.recorder.step(record)
+        if looked_at:
+            _tell_health(parts)
         (stopping,) = device_sum([float(bool(parts.stop))], None, parts.learner.trainer.device)
         if step == last or stopping or (every and step % every == 0):
             parts.save(state)
@@ -99,7 +103,7 @@ def _begin(parts: RLParts, state: RLState) -> None:
             parts.curriculum.record(group.prompt, group.rewards)
     state.rollouts += len(ids) * each
     state.graded = state.rollouts
-    record: Json = {"step": 0, "loss": 0.0, "grad_norm": 0.0, "lr": 0.0, "tokens": 0, "samples": 0}
+    record: Json = {"step": 0, "tokens": 0, "samples": 0}
     record |= {"rollouts": state.rollouts, "rollouts_graded": state.graded, **_evaluate(parts, state)}
     record |= {f"tier/{i}": count for i, count in enumerate(parts.curriculum.occupancy())}
     record |= {"step_time_s": time.perf_counter() - started, "data_wait_s": 0.0}
@@ -186,3 +190,16 @@ def _log_groups(parts: RLParts, line: Json) -> None:
     if parts.groups_file is not None and dist.get_rank() == 0:
         with parts.groups_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _tell_health(parts: RLParts) -> None:
+    """What the recording rank's verifiers look like, and what is wrong with them in words. Counted since the attempt
+    began: no state, and not the same in two equal runs (there are times in it)."""
+    if parts.recorder is None or parts.health_file is None:
+        return
+    health = parts.roller.judge.health
+    for warning in health.warnings():
+        parts.recorder.note(f"verifier {warning}")
+    part = parts.health_file.with_suffix(".tmp")
+    part.write_text(json.dumps(health.summary(), indent=1) + "\n", encoding="utf-8")
+    part.replace(parts.health_file)

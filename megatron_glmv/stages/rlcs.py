@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from megatron_glmv.train.loop import Ending
 from megatron_glmv.train.metrics import Recorder, keep_until
 from megatron_glmv.train.step import Trainer
 
-GROUPS_FILE = "groups.jsonl"
+GROUPS_FILE, HEALTH_FILE = "groups.jsonl", "verifiers.json"
 
 
 def run(config: Config, run_dir: Path, session: Session) -> int:
@@ -112,6 +114,45 @@ def _train(
     fence: Fence | None,
     watchdog: Watchdog,
 ) -> Ending:
+    rl = config.rl
+
+    def save(at: RLState) -> None:
+        trainer.start_reading_weights()
+        checkpoints.save(at.step, trainer.chunks, trainer.optimizer, at.to_json())
+        trainer.done_reading_weights()
+
+    parts = assemble(config, session, trainer, tokenizer, judge, state, save, stop, watchdog)
+    recorder = None
+    if dist.get_rank() == 0:
+        sinks = start_sinks(config, run_dir, state.step, Path(rl.prompts))
+        recorder = Recorder(run_dir, config.train.steps, config.train.log_every, state.step, state.tokens, sinks)
+        keep_until(run_dir / GROUPS_FILE, state.step)
+        if fence is not None:
+            recorder.may_write = fence.check
+        layout = session.groups.topology.describe()
+        recorder.note(f"{config.model.name} on {layout}, {len(parts.prompts)} prompts, from step {state.step}")
+    try:
+        groups_file = run_dir / GROUPS_FILE if rl.log_groups else None
+        parts = replace(parts, recorder=recorder, groups_file=groups_file, health_file=run_dir / HEALTH_FILE)
+        return train(parts, state)
+    finally:
+        watchdog.close()
+        if recorder is not None:
+            recorder.close()
+
+
+def assemble(
+    config: Config,
+    session: Session,
+    trainer: Trainer,
+    tokenizer: Tokenizer,
+    judge: Judge,
+    state: RLState,
+    save: Callable[[RLState], None],
+    stop: StopRequest,
+    watchdog: Watchdog,
+) -> RLParts:
+    """What the loop runs, without a recorder: prompts, curriculum, engine, learner. Raises DataError."""
     rl, device = config.rl, session.device
     pool = {prompt.id: prompt for prompt in load_prompts(Path(rl.prompts), rl.curriculum.edges)}
     heldout = first_of_each(load_prompts(Path(rl.heldout), rl.curriculum.edges), rl.heldout_each) if rl.heldout else []
@@ -134,38 +175,16 @@ def _train(
         trainer.done_reading_weights()
         engine.forget()
 
-    def save(at: RLState) -> None:
-        trainer.start_reading_weights()
-        checkpoints.save(at.step, trainer.chunks, trainer.optimizer, at.to_json())
-        trainer.done_reading_weights()
-
-    recorder, groups_file = None, run_dir / GROUPS_FILE if rl.log_groups else None
-    if dist.get_rank() == 0:
-        sinks = start_sinks(config, run_dir, state.step, Path(rl.prompts))
-        recorder = Recorder(run_dir, config.train.steps, config.train.log_every, state.step, state.tokens, sinks)
-        keep_until(run_dir / GROUPS_FILE, state.step)
-        if fence is not None:
-            recorder.may_write = fence.check
-        layout = session.groups.topology.describe()
-        recorder.note(f"{config.model.name} on {layout}, {len(pool)} prompts, from step {state.step}")
-    try:
-        parts = RLParts(
-            config=config,
-            prompts=pool,
-            heldout=heldout,
-            curriculum=curriculum,
-            roller=roller,
-            learner=learner,
-            sync=sync,
-            verify=weights.verify,
-            save=save,
-            recorder=recorder,
-            groups_file=groups_file,
-            stop=stop,
-            watchdog=watchdog,
-        )
-        return train(parts, state)
-    finally:
-        watchdog.close()
-        if recorder is not None:
-            recorder.close()
+    return RLParts(
+        config=config,
+        prompts=pool,
+        heldout=heldout,
+        curriculum=curriculum,
+        roller=roller,
+        learner=learner,
+        sync=sync,
+        verify=weights.verify,
+        save=save,
+        stop=stop,
+        watchdog=watchdog,
+    )

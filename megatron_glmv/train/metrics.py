@@ -18,6 +18,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from megatron_glmv.data.types import Json
 from megatron_glmv.train.sinks import Sink, numbers
 
+SHOWN = (
+    ("loss", "loss", ".4f"),
+    ("grad_norm", "grad", ".3f"),
+    ("lr", "lr", ".2e"),
+    ("val_loss", "val", ".4f"),
+    ("reward_mean", "reward", ".3f"),
+    ("heldout_reward", "held out", ".3f"),
+)
+"""What of a step's record is shown where it runs: key, word, format. Line 0 of RLCS, before any update, has no loss."""
+
 
 class Recorder:
     """Appends one line a step to metrics.jsonl, and shows where the run is.
@@ -79,9 +89,7 @@ class Recorder:
     def _show(self, record: Json) -> None:
         step, now = record["step"], time.monotonic()
         rate = (record["tokens"] - self._previous[1]) / max(now - self._previous[0], 1e-9)
-        text = f"loss {record['loss']:.4f}  grad {record['grad_norm']:.3f}  lr {record['lr']:.2e}"
-        if "val_loss" in record:
-            text += f"  val {record['val_loss']:.4f}"
+        text = "  ".join(f"{word} {record[key]:{form}}" for key, word, form in SHOWN if key in record)
         if self._progress is not None:
             self._progress.update(self._task, completed=step, description=f"{text}  {rate:,.0f} tokens/s")
             self._previous = (now, record["tokens"])

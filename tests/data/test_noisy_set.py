@@ -32,6 +32,8 @@ def test_wrong_answers_are_other_choices_and_as_many_as_asked_for(tool: Any) -> 
     # 150 draws at 0.6: 90 wrong, standard deviation 6
     assert 66 <= sum(wrong for _, wrong in made) <= 114
     assert not any(wrong for _, wrong in islice(tool.questions(["colour"], 0.0, 7), 30))
+    both = list(islice(tool.questions(["count"], 1.0, 7, clean=["colour"]), 40))
+    assert {(sample.turns[0].task, is_wrong) for sample, is_wrong in both} == {("count", True), ("colour", False)}
 
 
 def test_a_set_is_shards_that_training_reads_and_the_same_twice(tool: Any, tmp_path: Path) -> None:

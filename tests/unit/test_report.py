@@ -151,7 +151,7 @@ def test_the_page_asks_nothing_of_any_server(source: str, page: Page) -> None:
 
 
 def test_every_section_is_there_and_linked(page: Page) -> None:
-    assert page.ids == [section.anchor for section in SECTIONS]
+    assert page.ids == [section.anchor for section in SECTIONS if section.anchor != "rlcs"], "this run is not of RLCS"
     assert {f"#{anchor}" for anchor in page.ids} <= set(page.loads)
 
 
