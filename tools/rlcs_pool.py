@@ -2,10 +2,11 @@
 
     python tools/rlcs_pool.py --start runs/start --tokenizer data_cache/demo/tokenizer --out runs/study/pool
 
-Scenes of the demo's families (a seed of their own: none was trained on) are asked all of their questions, and the start
-model answers each --answers times. Written are graded.jsonl (every question's pass rate) and, with --size prompts,
+Scenes of the demo's families (a seed of their own: none was trained on) and sums of two-digit numbers, of which the
+demo's models know nothing, are asked about, and the start model answers each question --answers times. Written are
+graded.jsonl (every question's pass rate) and, with --size prompts,
 
-    pool.jsonl      60 % trivial (all right), 17 % useful (some right, of the --useful tasks), 23 % out of reach (none)
+    pool.jsonl      60 % trivial (all right), 17 % useful (some right; of tasks it is unsure of), 23 % out of reach
     heldout.jsonl   questions of the useful tasks about other scenes, whatever their pass rate
     pool.json       how it was made: shares, tasks of each class, pass rates
 
@@ -36,6 +37,8 @@ from megatron_glmv.parallel.launch import RankContext, launch
 
 SHARES = {"trivial": 0.60, "useful": 0.17, "out of reach": 0.23}
 SCENES = ("still", "chart")
+TRIVIAL, USEFUL, BEYOND = ("colour", "digit"), ("count", "position", "chart_highest"), "large_sum"
+"""What is asked: tasks that the start model knows, that it was made unsure of, and that it never saw."""
 PRELOAD = ("megatron_glmv.stages.preload", "megatron_glmv.stages.rlcs")
 
 
@@ -62,6 +65,21 @@ def pick(graded: Sequence[dict[str, Any]], useful: Sequence[str], size: int, see
             )
         chosen += [{**there[i], "class": name} for i in sorted(rng.permutation(len(there))[:wanted])]
     return chosen
+
+
+def questions(out: Path, scenes: int, seed: int) -> list[dict[str, Any]]:
+    """Lines of questions, `scenes` of each task; media go to `out`."""
+    write_eval(out, (make_sample(FAMILIES[name], seed, EVAL, i) for name in SCENES for i in range(scenes)))
+    lines = [json.loads(line) for line in (out / FILE).read_text(encoding="utf-8").splitlines()]
+    asked = [line for line in lines if line["task"] in (*TRIVIAL, *USEFUL)]
+    for line in asked:
+        line["messages"] = with_absolute_media(line["messages"], out)
+    rng = np.random.default_rng(seed)
+    for i in range(scenes):
+        a, b = (int(n) for n in rng.integers(10, 50, 2))
+        message = {"role": "user", "content": [{"type": "text", "text": f"what is {a} + {b}?"}]}
+        asked.append({"id": f"sum-{i:07d}-{BEYOND}", "task": BEYOND, "answer": str(a + b), "messages": [message]})
+    return [{**line, "domain": "demo", "verifier": "exact"} for line in asked]
 
 
 def study_config(out: Path, start: Path, tokenizer: Path, overrides: Sequence[str] = ()) -> Config:
@@ -100,26 +118,17 @@ def main() -> None:
     parser.add_argument("--start", type=Path, required=True, help="run directory or checkpoint")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scenes", type=int, default=500, help="of each family")
+    parser.add_argument("--scenes", type=int, default=320, help="of each family")
     parser.add_argument("--answers", type=int, default=16, help="to each question, when it is graded")
-    parser.add_argument("--useful", nargs="+", default=["count", "position", "chart_highest"], metavar="TASK")
     parser.add_argument("--size", type=int, default=600, help="prompts of the pool")
     parser.add_argument("--heldout", type=int, default=32, help="held-out questions of each useful task")
     parser.add_argument("--seed", type=int, default=11)
     given = parser.parse_args()
     out: Path = given.out.resolve()
-    made = (make_sample(FAMILIES[name], given.seed, EVAL, i) for name in SCENES for i in range(given.scenes))
-    write_eval(out, made)
-    lines = [json.loads(line) for line in (out / FILE).read_text(encoding="utf-8").splitlines()]
-    for line in lines:
-        line["messages"] = with_absolute_media(line["messages"], out)
-        line["verifier"] = "exact"
-
+    lines = questions(out, given.scenes, given.seed)
     last = given.scenes - given.heldout  # scenes from here on are asked in the held-out set alone
     is_late = [int(line["id"].split("-")[1]) >= last for line in lines]
-    write(
-        out / "heldout.jsonl", [x for x, late in zip(lines, is_late, strict=True) if late and x["task"] in given.useful]
-    )
+    write(out / "heldout.jsonl", [x for x, late in zip(lines, is_late, strict=True) if late and x["task"] in USEFUL])
     write(out / "pool.jsonl", [x for x, late in zip(lines, is_late, strict=True) if not late])
     config = study_config(out, given.start.resolve(), given.tokenizer.resolve())
     (rates,) = launch(partial(grade, config, given.answers), 1, preload=PRELOAD)
@@ -131,7 +140,7 @@ def main() -> None:
         kinds = Counter(map(class_of, of_task))
         print(f"{task:15} mean {np.mean(of_task):.2f}  " + "  ".join(f"{kinds[name]} {name}" for name in SHARES))
 
-    chosen = pick(graded, given.useful, given.size, given.seed)
+    chosen = pick(graded, USEFUL, given.size, given.seed)
     hidden = ("class", "rate")  # nothing of the grading goes to those who are compared
     write(out / "pool.jsonl", [{k: v for k, v in line.items() if k not in hidden} for line in chosen])
     tasks = {name: Counter(x["task"] for x in chosen if x["class"] == name) for name in SHARES}
