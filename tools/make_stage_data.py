@@ -1,4 +1,4 @@
-"""Makes the sets of the stages behind pre-training, beside a demo set: long documents and clips, and SFT data."""
+"""Makes the sets of the stages beside a demo set: the paper's domains with each, and held-out questions of them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 from megatron_glmv.data.errors import DataError
-from megatron_glmv.data.stage_sets.make import LONG, SFT, STAGES, Recipe, make_set
+from megatron_glmv.data.stage_sets.domains import HELD_OUT, write_questions
+from megatron_glmv.data.stage_sets.make import HELD, LONG, PRETRAIN, SFT, STAGES, Recipe, make_set
 
-SAMPLES = {LONG: 5_000, SFT: 16_000}
+SAMPLES = {PRETRAIN: 16_000, LONG: 5_000, SFT: 16_000}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pack-tokens", type=int, default=6144, help="longest sample of the long set (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes; the result does not depend on it")
+    parser.add_argument("--held-out", type=int, default=HELD_OUT, help="questions of each domain (%(default)s)")
     options = parser.parse_args(arguments)
     for stage in options.stage or STAGES:
         began = time.monotonic()
@@ -32,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 65
         kinds = ", ".join(f"{count} {kind}" for kind, count in made.items())
         print(f"{options.demo / stage}: {kinds}, {time.monotonic() - began:.1f} s", flush=True)
+    count = write_questions(options.demo / HELD, options.held_out, options.seed)
+    print(f"{options.demo / HELD}: {count} questions", flush=True)
     return 0
 
 

@@ -19,6 +19,7 @@ from megatron_glmv.data.batches import BatchMaker, Failure, Pack
 from megatron_glmv.data.cost import Cost
 from megatron_glmv.data.documents import Part, split
 from megatron_glmv.data.errors import DataError
+from megatron_glmv.data.held_out import HeldOutOrder
 from megatron_glmv.data.index import ShardDataset
 from megatron_glmv.data.lengths import Layouts, measure
 from megatron_glmv.data.locks import turn
@@ -54,9 +55,11 @@ class PackLoader:
         worker_timeout: float = 300.0,
         cost: Cost | None = None,
         batch_at: Callable[[int], int] | None = None,
+        held_out: bool = False,
     ) -> None:
         """batch_at: packs of the step behind so many, where the global batch grows; each divides over the replicas.
         cost: evens out the replicas' work inside each step.
+        held_out: the one step is a validation, a random subset of the set or all of it (data/held_out.py).
         run_dir: where the quarantine ledger lies; None keeps no ledger and no budget.
         worker_timeout: seconds of silence after which a decoder process is replaced.
 
@@ -88,7 +91,11 @@ class PackLoader:
         mixture = None
         if data.mixture or data.mixture_schedule or data.max_epochs:
             mixture = build(data, [dataset.entry(self._source(int(i))).domain or "other" for i in samples], seed)
-        self._order = PackOrder(samples, self._length[samples], data.pack_tokens, data.pack_window, seed, mixture)
+        stream = (samples, self._length[samples], data.pack_tokens)
+        if held_out:
+            self._order: PackOrder = HeldOutOrder(*stream, global_batch, seed)
+        else:
+            self._order = PackOrder(*stream, data.pack_window, seed, mixture)
         self._work = None
         """Cost of each sample; None deals packs out in turn."""
         if cost is not None and dp_size > 1:

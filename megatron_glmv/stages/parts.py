@@ -57,6 +57,7 @@ def make_loader(
     run_dir: Path,
     packs: int,
     batch_at: Callable[[int], int] | None = None,
+    held_out: bool = False,
 ) -> PackLoader:
     return PackLoader(
         data,
@@ -70,6 +71,7 @@ def make_loader(
         run_dir=run_dir,
         cost=Cost.of(config.model),
         batch_at=batch_at,
+        held_out=held_out,
     )
 
 
@@ -152,6 +154,7 @@ def make_validation(
     loader = None
     if owns_loader(groups):
         unmixed = replace(config.data, mixture=None, mixture_schedule=None, max_epochs=None)
-        loader = FixedBatches(make_loader(replace(config, data=unmixed), groups, data, tokenizer, run_dir, packs))
+        own = replace(config, data=unmixed)
+        loader = FixedBatches(make_loader(own, groups, data, tokenizer, run_dir, packs, held_out=True))
     feed = Feed(loader, groups, session.device, packs // size)
     return partial(validation_losses, trainer, feed, 1, domains, index_by_key.__getitem__)

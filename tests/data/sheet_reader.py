@@ -108,7 +108,7 @@ def physics(record: Record, problem: Problem, ask: Ask) -> str:
 
 def ocr(record: Record, problem: Problem, ask: Ask) -> str:
     said = asked(ask)
-    if ask.task == "ocr_text":
+    if ask.task in ("ocr_text", "ocr_sign"):
         return "".join(text for _, _, text in sorted(record.texts))
     if ask.task == "ocr_line":
         lines = [text for _, _, text in sorted(record.texts, key=lambda t: t[1])]
@@ -177,7 +177,13 @@ def gui(record: Record, problem: Problem, ask: Ask) -> str:
 
 
 def read(records: list[Record], problem: Problem, ask: Ask) -> str:
-    """The answer of a domain that writes on sheets."""
+    """The answer of a domain that writes on sheets, or shows a shape in the middle of pages."""
+    if ask.task in ("document_colour", "document_where"):
+        said, half = asked(ask), problem.media[0].pixels.shape[0] // 2
+        shown = [next(n for n in COLOURS if coloured(page.pixels, n)[half, half]) for page in problem.media]
+        if ask.task == "document_colour":
+            return shown[next(i for i, place in enumerate(PLACES) if re.search(rf"\b{place}\b", said))]
+        return PLACES[shown.index(next(n for n in COLOURS if re.search(rf"\b{n}\b", said)))]
     if problem.domain == "document":
         return document(records, ask)
     reader = {"math": math_, "physics": physics, "ocr": ocr, "gui_action": gui}[problem.domain]

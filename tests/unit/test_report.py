@@ -115,8 +115,9 @@ def make_run(run: Path, steps: int = 80, lr: float = 3e-4) -> Path:
     (run / "attempts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in attempts))
     model = {"name": "tiny_x", "text": {"layers": 4, "hidden": 128, "moe": None}, "vision": {"depth": 3, "hidden": 96}}
     parallel = {"tensor": 2, "pipeline": 2, "expert": 2, "expert_tensor": 1, "data": None, "sequence": None}
-    train = {"steps": steps, "seed": 77, "global_batch": 8}
+    train = {"steps": steps, "seed": 77, "global_batch": 8, "batch_until": {40: 4, 20: 2}}
     config = {"experiment": "probe", "model": model, "parallel": parallel, "train": train, "optim": {"lr": lr}}
+    config["data"] = {"pack_tokens": 1536}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     checkpoint = run / "checkpoints" / f"step_{steps}"
     checkpoint.mkdir(parents=True)
@@ -165,6 +166,7 @@ def test_the_numbers_of_the_run_appear(page: Page) -> None:
     for expected in (
         "tiny_x: decoder of 4 layers, width 128, dense",
         "TP2 x PP2 x EP2",
+        "8 packs of 1,536 tokens (2 before step 20, 4 before step 40)",
         "megatron_glmv 9.9, torch 2.99",
         "0.8125",
         "killed without a word",

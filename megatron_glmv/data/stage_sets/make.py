@@ -1,8 +1,10 @@
-"""The sets of the stages behind pre-training, beside a finished demo set and with its tokenizer.
+"""The sets of the stages, beside a finished demo set and with its tokenizer. All hold the paper's domains (domains.py).
 
+DIR/pretrain/{train,val} pictures and text: the paper has videos and long documents join in the next stage
 DIR/long/{train,val}    the demo's families with other scenes, and long documents: conf/data/demo_long.yaml
 DIR/sft/{train,val}     with and without thinking, answers in boxes: conf/data/demo_sft.yaml
-DIR/{long,sft}/set.json the parameters, and that everything is there (written last)
+DIR/{pretrain,long,sft}/set.json the parameters, and that everything is there (written last)
+DIR/held/questions.jsonl held-out questions of each domain
 """
 
 from __future__ import annotations
@@ -22,22 +24,40 @@ from megatron_glmv.data.index import build_index
 from megatron_glmv.data.processes import process_pool
 from megatron_glmv.data.progress import track
 from megatron_glmv.data.shards import ShardWriter
-from megatron_glmv.data.stage_sets import pages, sft
+from megatron_glmv.data.stage_sets import domains, pages, sft
 from megatron_glmv.data.synthetic.conversation import make_sample
 from megatron_glmv.data.synthetic.demo import SHARES
+from megatron_glmv.data.synthetic.domains import form
 from megatron_glmv.data.synthetic.registry import FAMILIES
 from megatron_glmv.data.synthetic.seeds import TRAIN, VAL, stream
 from megatron_glmv.data.tokenizer import FILES
 from megatron_glmv.data.types import Json
 
-LONG, SFT = "long", "sft"
-STAGES = (LONG, SFT)
+PRETRAIN, LONG, SFT = "pretrain", "long", "sft"
+STAGES = (PRETRAIN, LONG, SFT)
+HELD = "held"
 MANIFEST = "set.json"
 OTHER_SEED = 1_000_003
-"""Added to the seed for scenes of the demo's families in the long set: the demo set has seen its own."""
+"""Added to the seed for the scenes of a stage: no two sets share one."""
+LATER = ("easy-document", "easy-video")
+"""Domains that join in the long-context stage."""
+_DOMAINS = {
+    "easy-math": 4,
+    "easy-chart": 3,
+    "easy-ocr": 3,
+    "easy-counting": 5,
+    "easy-spatial": 4,
+    "easy-grounding": 4,
+    "easy-gui_action": 3,
+    "easy-html": 3,
+    "easy-document": 3,
+    "easy-video": 4,
+    "easy-text": 3,
+}
 WEIGHTS = {
-    LONG: {**SHARES, pages.DOCUMENT: 1, pages.PAGES: 1},
-    SFT: {"still": 6, "chart": 2, "clip": 3, "lights": 2, "cycle": 2, "text": 3},
+    PRETRAIN: {"still": 12, "text": 2, **{kind: n for kind, n in _DOMAINS.items() if kind not in LATER}},
+    LONG: {**SHARES, pages.DOCUMENT: 2, pages.PAGES: 2, **_DOMAINS},
+    SFT: {"still": 6, "chart": 1, "clip": 2, "lights": 2, "cycle": 1, "text": 3, **_DOMAINS},
 }
 """Samples of each kind relative to one another. A long document has as many tokens as twenty others."""
 VAL_DIVISOR = 20
@@ -98,11 +118,17 @@ def make_set(demo: Path, recipe: Recipe, workers: int = 2) -> Counter[str]:
 def make_one(recipe: Recipe, split: str, job: Job) -> Made:
     """One sample: the same bytes in any process."""
     kind, index = job
+    if kind.startswith(domains.PREFIX):
+        # a stage's scenes are its own
+        shape, own = form.SFT if recipe.stage == SFT else form.PRETRAIN, STAGES.index(recipe.stage) * OTHER_SEED
+        return domains.make(kind, shape, recipe.seed + own, split, index)
     if recipe.stage == SFT:
         return sft.make(FAMILIES[kind], recipe.seed, split, index)
     if kind in FAMILIES:
-        sample = make_sample(FAMILIES[kind], recipe.seed + OTHER_SEED, split, index)
-        return f"long-{sample.key}", {**sample.conversation(), "id": f"long-{sample.key}"}, sample.media
+        own = OTHER_SEED * (1 if recipe.stage == LONG else 2)
+        sample = make_sample(FAMILIES[kind], recipe.seed + own, split, index)
+        key = f"{recipe.stage}-{sample.key}"
+        return key, {**sample.conversation(), "id": key}, sample.media
     return pages.make(kind, FAMILIES["still"], recipe.pack_tokens, recipe.seed, split, index)
 
 

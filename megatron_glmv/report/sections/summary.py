@@ -105,7 +105,12 @@ def _model(run: RunRecord) -> str:
 
 def _batch(run: RunRecord) -> str:
     packs, tokens = run.option("train.global_batch"), run.option("data.pack_tokens")
-    return f"{packs} packs of {tokens:,} tokens" if isinstance(packs, int) and isinstance(tokens, int) else ""
+    if not isinstance(packs, int) or not isinstance(tokens, int):
+        return ""
+    ramp = run.option("train.batch_until")
+    first = sorted((int(until), few) for until, few in ramp.items()) if isinstance(ramp, dict) else []
+    grown = ", ".join(f"{few:,} before step {until:,}" for until, few in first)
+    return f"{packs:,} packs of {tokens:,} tokens" + (f" ({grown})" if grown else "")
 
 
 def _checkpoint(manifest: Json) -> str:

@@ -161,14 +161,14 @@ def _write_part(plan: Plan, out: Path, as_shards: bool, part: int) -> int:
     for sample in samples:
         for name, data in sample.media.items():
             (out / MEDIA / f"{sample.key}.{name}").write_bytes(data)
-        lines.append(json.dumps(_beside(sample), ensure_ascii=False) + "\n")
+        lines.append(json.dumps(beside(sample), ensure_ascii=False) + "\n")
     target = _target(out, part, as_shards)
     target.with_suffix(".partial").write_text("".join(lines), encoding="utf-8")
     target.with_suffix(".partial").rename(target)
     return len(samples)
 
 
-def _beside(sample: Made) -> Json:
+def beside(sample: Made) -> Json:
     """The conversation with its media named relative to the file."""
     made: Json = json.loads(json.dumps(sample.conversation))
     for message in made["messages"]:

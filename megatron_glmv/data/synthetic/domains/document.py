@@ -1,13 +1,16 @@
 """Documents of several pages, an image each, with questions that need more than one of them.
 
-Tier 0 has two pages of one big number, tier 1 three; from tier 2 on pages are tables of goods, one page a month.
+Tier 0 has two pages of one coloured shape or one big number, tier 1 three of a number; from tier 2 on pages are tables
+of goods, one page a month.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron_glmv.data.synthetic.canvas import SHAPES
 from megatron_glmv.data.synthetic.domains.drawing import Sheet
+from megatron_glmv.data.synthetic.domains.objects import NAMES
 from megatron_glmv.data.synthetic.domains.ocr import ITEMS
 from megatron_glmv.data.synthetic.domains.problem import Ask, Domain, Draw, Kind, Medium
 from megatron_glmv.data.types import IMAGE
@@ -41,6 +44,18 @@ def draw_numbers(d: Draw) -> Document:
         sheet.text((d.side / 2, d.side / 2), str(number), d.side * (0.6 if d.tier == 0 else 0.45))
         sheets.append(Medium(IMAGE, sheet.pixels()))
     return Document(tuple(sheets), titles, ("",), {(t, ""): n for t, n in zip(titles, numbers, strict=True)})
+
+
+def draw_shapes(d: Draw) -> Document:
+    """Tier 0: a shape of another colour on each page; the cells hold the places of the colours in NAMES."""
+    titles = PLACES[: PAGES[d.tier]]
+    sheets, cells = [], {}
+    for title, colour in zip(titles, d.some(NAMES, len(titles)), strict=True):
+        sheet = Sheet(d.side, d.side, d.style)
+        sheet.shape(d.pick(SHAPES), (d.side / 4, d.side / 4, d.side * 3 / 4, d.side * 3 / 4), colour)
+        sheets.append(Medium(IMAGE, sheet.pixels()))
+        cells[title, ""] = NAMES.index(colour)
+    return Document(tuple(sheets), titles, ("",), cells)
 
 
 def draw_tables(d: Draw) -> Document:
@@ -89,6 +104,31 @@ def ask_largest(document: Document, d: Draw) -> Ask:
     )  # fmt: skip
 
 
+def _shown(document: Document) -> list[str]:
+    return [NAMES[place] for place in document.row("")]
+
+
+def ask_colour(document: Document, d: Draw) -> Ask:
+    place, shown = d.pick(document.titles), _shown(document)
+    said = shown[document.titles.index(place)]
+    steps = [f"page {i + 1} is {colour}" for i, colour in enumerate(shown)] + [f"the {place} is {said}"]
+    phrasings = (
+        "which colour is on the {place} page?",
+        "name the colour of the {place} page",
+        "what colour has the {place} page?",
+    )
+    return d.ask("document_colour", phrasings, said, steps, choices=NAMES, work=2 * len(shown), place=place)
+
+
+def ask_where(document: Document, d: Draw) -> Ask:
+    shown = _shown(document)
+    colour = d.pick(shown)
+    place = document.titles[shown.index(colour)]
+    steps = [f"page {i + 1} is {name}" for i, name in enumerate(shown)] + [f"{colour} is on the {place}"]
+    phrasings = ("which page shows {colour}?", "on which page is the {colour} shape?", "find the {colour} page")
+    return d.ask("document_where", phrasings, place, steps, choices=document.titles, work=2 * len(shown), colour=colour)
+
+
 def ask_difference(document: Document, d: Draw) -> Ask:
     """Of n consecutive numbers two different ones are neighbours with probability 2 / n, farther apart less often."""
     row = d.pick(document.rows)
@@ -122,6 +162,7 @@ def ask_total(document: Document, d: Draw) -> Ask:
 DOCUMENT = Domain(
     "document",
     (
+        Kind("shapes", draw_shapes, (ask_colour, ask_colour, ask_where), (0,)),
         Kind("numbers", draw_numbers, (ask_largest, ask_largest, ask_difference, ask_total), (0, 1)),
         Kind("tables", draw_tables, (ask_largest, ask_difference, ask_total), (2, 3)),
     ),

@@ -34,6 +34,9 @@ class Recipe:
     seed: int = 0
     scale: int = 1
     """Pictures are this many times as large; everything in them grows alike."""
+    every: bool = False
+    """Of SFT without thinking: every question about the scene, a turn each, instead of one. Five answers to one look
+    teach a small model what five looks would."""
 
     def __post_init__(self) -> None:
         for name, allowed in (("form", FORMS), ("thinking", THINKING)):
@@ -88,20 +91,22 @@ def _conversation(recipe: Recipe, item: Problem, key: str, shown: list[Json], th
         "chance": first.chance,
         "template": {"wording": list(first.wording), "style": list(item.style)},
     }
-    if recipe.form == PRETRAIN:
-        asks = list({ask.question: ask for ask in item.asks}.values())
-        messages = [m for number, ask in enumerate(asks) for m in _turn(ask, [] if number else shown, ask.answer)]
-        return about | {"messages": messages}
     if recipe.form == QUESTIONS:
         return about | {"messages": [_user(first, shown)]}
-    answer: Json = {"role": "assistant", "content": f"{BOX}{first.answer}{END_BOX}"}
-    # An empty thought that is given is trained: the answer to /nothink (data/template.py).
-    answer["reasoning_content"] = ". ".join(first.steps) + "." if thinks else ""
-    return about | {"thinking": thinks, "messages": [_user(first, shown), answer]}
+    pretrain = recipe.form == PRETRAIN
+    messages: list[Json] = []
+    for number, ask in enumerate(_distinct(item) if pretrain or (recipe.every and not thinks) else [first]):
+        answer: Json = {"role": "assistant", "content": ask.answer if pretrain else f"{BOX}{ask.answer}{END_BOX}"}
+        if not pretrain:
+            # An empty thought that is given is trained: the answer to /nothink (data/template.py).
+            answer["reasoning_content"] = ". ".join(ask.steps) + "." if thinks else ""
+        messages += [_user(ask, [] if number else shown), answer]
+    return about | ({} if pretrain else {"thinking": thinks}) | {"messages": messages}
 
 
-def _turn(ask: Ask, shown: list[Json], said: str) -> list[Json]:
-    return [_user(ask, shown), {"role": "assistant", "content": said}]
+def _distinct(item: Problem) -> list[Ask]:
+    """No question twice."""
+    return list({ask.question: ask for ask in item.asks}.values())
 
 
 def _user(ask: Ask, shown: list[Json]) -> Json:

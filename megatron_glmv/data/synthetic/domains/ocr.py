@@ -15,6 +15,8 @@ DIGITS = "0123456789"
 STARTS, VOWELS, ENDS = "bdfgklmnprstv", "aeiou", "lmnrst"
 ITEMS = ("bread", "milk", "apples", "rice", "soap", "tea", "paper", "cheese", "fish", "salt", "sugar", "eggs")
 PLACES = ("first", "second", "third", "fourth", "fifth", "sixth")
+SIGNS = ("no", "bus", "exit", "hotel", "museum", "parking")
+"""Words of signs: known ones of different lengths."""
 LINES = {1: 1, 2: 4, 3: 6}
 ROWS = {2: 5, 3: 10}
 
@@ -37,6 +39,13 @@ def draw_code(d: Draw) -> Sign:
     for place, letter in enumerate(text):
         x = d.side * (0.5 if len(text) == 1 else 0.25 + 0.5 * place)
         sheet.text((x, d.side / 2), letter, d.side * 0.6)
+    return Sign((Medium(IMAGE, sheet.pixels()),), (text,))
+
+
+def draw_sign(d: Draw) -> Sign:
+    """Tier 0: one of six words, all equally likely, in letters of one size."""
+    text, sheet = d.pick(SIGNS), Sheet(d.side, d.side, d.style)
+    sheet.text((d.side / 2, d.side / 2), text, sheet.fit(SIGNS[-1], d.side * 0.92, d.side * 0.3))
     return Sign((Medium(IMAGE, sheet.pixels()),), (text,))
 
 
@@ -85,6 +94,12 @@ def ask_all(sign: Sign, d: Draw) -> Ask:
     return d.ask("ocr_text", phrasings, text, steps, chance=chance, work=len(text))
 
 
+def ask_sign(sign: Sign, d: Draw) -> Ask:
+    (text,) = sign.lines
+    phrasings = ("which word is written?", "read the word", "what does the sign say?", "name the word on the sign")
+    return d.ask("ocr_sign", phrasings, text, [f"it says {text}"], choices=SIGNS, work=2)
+
+
 def ask_line(sign: Sign, d: Draw) -> Ask:
     at = d.between(0, len(sign.lines) - 1)
     steps = [f"line {number + 1} says {line}" for number, line in enumerate(sign.lines[: at + 1])]
@@ -111,6 +126,7 @@ def ask_price(sign: Sign, d: Draw) -> Ask:
 OCR = Domain(
     "ocr",
     (
+        Kind("sign", draw_sign, (ask_sign,), (0,)),
         Kind("code", draw_code, (ask_all,), (0,)),
         Kind("word", draw_lines, (ask_all,), (1,)),
         Kind("lines", draw_lines, (ask_line, ask_line), (2, 3)),

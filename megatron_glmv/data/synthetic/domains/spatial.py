@@ -13,6 +13,7 @@ from megatron_glmv.data.types import IMAGE
 
 CELLS = 4
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 WAYS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 GRID = {2: 4, 3: 6}
 MOVES = {2: (1, 2), 3: (3, 4)}
@@ -51,14 +52,17 @@ def draw_relation(d: Draw) -> Scene:
 
 
 def _ask_relation(scene: Scene, d: Draw) -> Ask:
-    a, b = scene.things[:2]
+    """Either of the two from the other."""
+    (a, b), relation = scene.things[:2], scene.relation
+    if d.pick((True, False)):
+        a, b, relation = b, a, OPPOSITE[relation]
     steps = [f"the {t.name} is in row {t.row + 1}, column {t.column + 1}" for t in (a, b)]
-    steps.append(f"so it is {scene.relation} it")
+    steps.append(f"so it is {relation} it")
     phrasings = ("where is the {a} from the {b}?", "the {a} is where, seen from the {b}?")
     return d.ask(
         "spatial_relation",
         phrasings,
-        scene.relation,
+        relation,
         steps,
         choices=tuple(RELATIONS),
         work=len(scene.things),
@@ -126,7 +130,7 @@ def _ask_shape(scene: Scene, d: Draw) -> Ask:
 SPATIAL = Domain(
     "spatial",
     (
-        Kind("relation", draw_relation, (_ask_relation,), (0, 1)),
+        Kind("relation", draw_relation, (_ask_relation, _ask_relation), (0, 1)),
         Kind("way", draw_way, (_ask_colour, _ask_shape), (2, 3)),
     ),
 )
