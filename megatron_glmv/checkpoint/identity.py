@@ -10,10 +10,15 @@ from typing import Any
 from megatron_glmv.checkpoint.errors import MismatchError
 from megatron_glmv.checkpoint.manifest import Json, Manifest
 
-TRAINING_ONLY = frozenset({"name", "text.init_std", "text.max_position", "text.moe.bias_rate", "text.moe.aux_loss"})
+TRAINING_ONLY = frozenset(
+    {"name", "text.init_std", "text.max_position", "text.moe.bias_rate", "text.moe.aux_loss", "mtp.loss_weight"}
+)
 """Fields of the model's config that do not change what its weights mean; a run may resume with others."""
-STARTING_POINT = TRAINING_ONLY | {"text.rope_theta"}
-"""What may differ as well when only weights are taken: long-context stages start from another rotary base."""
+STARTING_POINT = TRAINING_ONLY | {"text.rope_theta", "mtp.layers"}
+"""What may differ as well when only weights are taken: long-context stages start from another rotary base, and a
+prediction layer may be left behind."""
+LATER: dict[str, Any] = {"mtp": {"layers": 0}}
+"""Groups of the model's config that older checkpoints do not have, and what they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,8 @@ _ABSENT = object()
 def _differences(path: str, theirs: Any, ours: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for key in sorted({*theirs, *ours}):
-            yield from _differences(f"{path}.{key}".lstrip("."), theirs.get(key, _ABSENT), ours.get(key, _ABSENT))
+            absent = _ABSENT if path else LATER.get(key, _ABSENT)
+            yield from _differences(f"{path}.{key}".lstrip("."), theirs.get(key, absent), ours.get(key, absent))
     elif theirs != ours:
         yield path, theirs, ours
 

@@ -28,6 +28,7 @@ from megatron_glmv.checkpoint.rng import restore_rng, rng_state
 from megatron_glmv.checkpoint.sharded import has_moments, load_shards, save_shards
 from megatron_glmv.checkpoint.together import only_rank_0, together
 from megatron_glmv.config.schema import CheckpointConfig
+from megatron_glmv.model.prediction import PREDICTION
 
 __all__ = ["CheckpointManager", "Identity"]
 
@@ -120,7 +121,8 @@ class CheckpointManager:
         return None
 
     def load_weights(self, path: Path, chunks: list[Any], optimizer: Any = None) -> None:
-        """Takes the weights of a checkpoint (or of the newest in a run directory), saved on any layout.
+        """Takes the weights of a checkpoint (or of the newest in a run directory), saved on any layout. A prediction
+        layer that the model does not have is left behind.
 
         `optimizer`, if it exists already, gets its fp32 copies from them; its moments are left as they are. Raises
         CorruptCheckpointError, or MismatchError (the rotary base and what only training uses may differ).
@@ -128,7 +130,7 @@ class CheckpointManager:
         try:
             checkpoint = self._open(Path(str(together(only_rank_0(lambda: str(resolve(path))))[0])))
             check_identity(checkpoint.manifest, self.identity, str(path), STARTING_POINT)
-            load_shards(checkpoint, chunks, None, self._metadata)
+            load_shards(checkpoint, chunks, None, self._metadata, spare=PREDICTION)
         except ReadError as error:
             raise CorruptCheckpointError(str(error)) from None
         if optimizer is not None:

@@ -103,11 +103,12 @@ def load_shards(
     optimizer: Any,
     metadata: dict[str, Any],
     thawed: tuple[str, ...] = (),
+    spare: str = "",
 ) -> None:
     """Loads weights, and with `optimizer` its state, whatever layout they were saved on. Collective.
 
     `thawed`: parts that were frozen when the checkpoint was written; where it has no optimizer state of them, they
-    start with the loaded weights and no moments.
+    start with the loaded weights and no moments. `spare`: tensors that begin so may be left over.
     Raises on every rank: MismatchError (nothing was changed) if tensors, shapes or the fp32 dtype of an expert bias do
     not match, ReadError (weights may be half loaded) if bytes are not sound.
     """
@@ -115,7 +116,7 @@ def load_shards(
     fresh = _take_out_fresh(checkpoint, state, optimizer, thawed)
     wanted = list(shards(state))
     together(lambda: _check(checkpoint, wanted))
-    _check_complete(checkpoint, wanted, optimizer is not None)
+    _check_complete(checkpoint, wanted, optimizer is not None, spare)
     loaded: dict[str, Any] = {}
 
     def read() -> None:
@@ -179,8 +180,12 @@ def _check(checkpoint: Checkpoint, wanted: list[ShardedTensor]) -> None:
         raise MismatchError(f"{checkpoint.path}: {'; '.join(wrong[:8])}{more}")
 
 
-def _check_complete(checkpoint: Checkpoint, wanted: list[ShardedTensor], optimizer: bool) -> None:
-    """Nothing of the checkpoint may be left over: counts the elements that the ranks together ask for."""
+def _check_complete(checkpoint: Checkpoint, wanted: list[ShardedTensor], optimizer: bool, spare: str) -> None:
+    """Nothing else of the checkpoint may be left over: counts the elements that the ranks together ask for."""
+    asks = torch.tensor(bool(spare) and any(s.key.startswith(spare) for s in wanted), dtype=torch.int64)
+    asks = asks.to(wanted[0].data.device if wanted else "cpu")
+    dist.all_reduce(asks, op=dist.ReduceOp.MAX)
+    spare = "" if asks.item() else spare
     totals = [0, 0]
     for shard in wanted:
         if is_main_replica(shard.replica_id):
@@ -189,7 +194,11 @@ def _check_complete(checkpoint: Checkpoint, wanted: list[ShardedTensor], optimiz
     dist.all_reduce(asked)
     kinds = (False, True) if optimizer else (False,)
     for is_state, count in zip(kinds, asked.tolist(), strict=False):
-        stored = sum(r.numel for name, r in checkpoint.tensors.items() if name.startswith(OPTIMIZER) == is_state)
+        stored = sum(
+            record.numel
+            for name, record in checkpoint.tensors.items()
+            if name.startswith(OPTIMIZER) == is_state and not (spare and name.startswith(spare))
+        )
         if stored != count:
             what = "optimizer state" if is_state else "weights"
             raise MismatchError(f"{checkpoint.path} has {stored} elements of {what}, the model here has {count}")

@@ -30,12 +30,15 @@ def visual_token_cost(vision: VisionConfig, hidden: int) -> int:
 
 
 def part_costs(config: Config) -> tuple[float, list[int], int]:
-    """(what comes before the layers, each layer, what comes behind them)."""
+    """(what comes before the layers, each layer, what comes behind them: the output layer, and where there is a
+    prediction layer that, its projection and the output layer once more)."""
     text, parallel = config.model.text, config.parallel
     copies = 1 if parallel.encoder_data else parallel.context
     copies *= 1 if parallel.encoder_data or parallel.encoder_tensor else parallel.tensor
     encoder = visual_token_cost(config.model.vision, text.hidden) * parallel.pipeline_visual_share * copies
-    return encoder, [layer_cost(text, layer) for layer in range(text.layers)], text.hidden * text.vocab
+    head = text.hidden * text.vocab
+    behind = head + config.model.mtp.layers * (2 * text.hidden**2 + layer_cost(text, text.layers) + head)
+    return encoder, [layer_cost(text, layer) for layer in range(text.layers)], behind
 
 
 def split(before: float, layers: Sequence[float], behind: float, chunks: int) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ POSITIVE = {  # integers that are at least 1
 }
 NOT_NEGATIVE = {  # numbers that may be 0
     "model.text.moe": "first_dense bias_rate aux_loss",
+    "model.mtp": "layers loss_weight",
     "data": "workers",
     "optim": "lr min_lr warmup_steps lr_vision lr_merger lr_decoder weight_decay clip_grad",
     "train": "seed val_every",

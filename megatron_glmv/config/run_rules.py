@@ -62,6 +62,23 @@ def model_rules(config: Config, world: int | None) -> Iterator[Problem]:
             f"leaves none of the {text.layers} layers sparse",
             (("model.text.moe.first_dense", [text.layers - 1]),),
         )
+    yield from _prediction_rules(config)
+
+
+def _prediction_rules(config: Config) -> Iterator[Problem]:
+    layers = config.model.mtp.layers
+    if layers == 0:
+        return
+    wrong = ""
+    if layers > 1:
+        wrong = "is more than one prediction layer, which no model of this family has"
+    elif config.model.text.moe is None:
+        wrong = "is for GLM-4.5V: the text models that GLM-4.1V started from have no prediction layer"
+    elif config.stage.name == "rlcs":
+        wrong = "would stand still: RLCS trains on sampled answers, token by token; start it without the layer"
+    if wrong:
+        repairs = [1, 0] if layers > 1 else [0]
+        yield Problem("mtp.layers", "model.mtp.layers", layers, wrong, (("model.mtp.layers", repairs),))
 
 
 def _schedule_rules(config: Config) -> Iterator[Problem]:

@@ -94,10 +94,22 @@ class TextConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MTPConfig:
+    """Multi-token prediction (model/prediction.py): a layer behind the decoder learns the token behind the next."""
+
+    layers: int = 0
+    """0 or 1. The released GLM-4.5V has none; GLM-4.5-Air, which pre-training starts from, has one."""
+    loss_weight: float = 0.3
+    """Factor on the layer's loss and on its balance loss: 0.3 for 15T tokens and 0.1 from there on in arXiv 2508.06471,
+    section 2.4."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     name: str
     text: TextConfig
     vision: VisionConfig
+    mtp: MTPConfig = field(default_factory=MTPConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from megatron_glmv.checkpoint.hf.memory import Watch, readable
 from megatron_glmv.checkpoint.hf.rows import CONFIG, open_rows
 from megatron_glmv.config.errors import ConfigError
 from megatron_glmv.config.load import from_dict
-from megatron_glmv.config.schema import Config, ModelConfig
+from megatron_glmv.config.schema import Config, ModelConfig, MTPConfig
 from megatron_glmv.data.packing import aligned
 from megatron_glmv.inference.layers_input import make_input
 from megatron_glmv.inference.score_inputs import Row, ScoreInput, as_pack, read_score_input
@@ -284,7 +284,7 @@ def _one_kind_of_media(path: Path) -> None:
 
 def _config(model: ModelConfig) -> Config:
     tree = {"experiment": "verify", "platform": "cpu", "backend": "torch", "precision": {"name": "fp32"}}
-    return from_dict({**tree, "model": asdict(model)})
+    return from_dict({**tree, "model": asdict(replace(model, mtp=MTPConfig()))})  # transformers has no such layer
 
 
 def _largest(model: ModelConfig) -> int:

@@ -72,6 +72,7 @@ class Streamed:
             pre_process=pre,
             post_process=post,
             vp_stage=None,
+            prediction_spec=None,
             encoder_data=False,
             encoder_tensor=False,
         )

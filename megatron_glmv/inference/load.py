@@ -61,13 +61,14 @@ def load_for_inference(ckpt: Path, tokenizer: Path | None = None, *, verify: boo
 
 
 def inference_config(checkpoint: Checkpoint) -> Config:
-    """One process, the checkpoint's model and dtype; data options of its run, or the defaults where there is none."""
+    """One process, the checkpoint's model and dtype; data options of its run, or the defaults where there is none. A
+    prediction layer is left behind: it takes part in training only."""
     run = _run_config(checkpoint.path)
     half = any(checkpoint.tensors[name].dtype == torch.bfloat16 for name in checkpoint.weights)
     named = str(checkpoint.manifest.model.get("name"))
     tree: dict[str, Any] = {
         "experiment": "inference",
-        "model": checkpoint.manifest.model,
+        "model": {**checkpoint.manifest.model, "mtp": {"layers": 0}},
         "precision": {"name": "bf16" if half else "fp32"},
         "data": run.get("data") or {"template": GLM41V if named.endswith(GLM41V) else GLM45V},
     }

@@ -13,7 +13,7 @@ from megatron_glmv.config.schema import Config
 from megatron_glmv.model.config import text_transformer_config, vision_transformer_config
 from megatron_glmv.model.glmv import GLMV
 from megatron_glmv.model.initialise import initialise
-from megatron_glmv.model.specs import decoder_block_spec, provider
+from megatron_glmv.model.specs import decoder_block_spec, prediction_block_spec, provider
 from megatron_glmv.parallel.groups import Groups
 from megatron_glmv.precision.fp8 import emulated
 
@@ -40,6 +40,7 @@ def build_chunk(config: Config, groups: Groups, text_config: Any, backend_name: 
         layers=get_num_layers_to_build(text_config, vp_stage, stage),
         precision=config.precision,
     )
+    last = groups.last_stage and last_vp
     return GLMV(
         config.model,
         text_config,
@@ -48,7 +49,8 @@ def build_chunk(config: Config, groups: Groups, text_config: Any, backend_name: 
         backend,
         groups,
         pre_process=groups.first_stage and first_vp,
-        post_process=groups.last_stage and last_vp,
+        post_process=last,
+        prediction_spec=prediction_block_spec(config.model.text, backend) if last and config.model.mtp.layers else None,
         vp_stage=vp_stage,
         encoder_data=config.parallel.encoder_data,
         encoder_tensor=config.parallel.encoder_tensor,

@@ -88,6 +88,7 @@ def text_transformer_config(config: Config, topology: Topology, fp8: dict[str, A
         **recompute,
         **(fp8 or {}),
         num_layers=text.layers,
+        mtp_num_layers=config.model.mtp.layers or None,
         hidden_size=text.hidden,
         num_attention_heads=text.heads,
         num_query_groups=text.kv_heads,
@@ -120,7 +121,7 @@ def _pipeline_layout(config: Config, topology: Topology) -> list[list[str]] | No
         return None
     layout = [["decoder"] * layers for layers in split]
     layout[0].insert(0, "embedding")
-    layout[-1].append("loss")
+    layout[-1] += ["mtp"] * config.model.mtp.layers + ["loss"]
     return layout
 
 

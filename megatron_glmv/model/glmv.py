@@ -7,13 +7,12 @@ mask.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.models.backends import BackendSpecProvider
-from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
@@ -21,7 +20,9 @@ from megatron_glmv.config.schema import ModelConfig
 from megatron_glmv.model.encoder_dp import encode, encode_spread, gather_ragged
 from megatron_glmv.model.fusion import fuse, landing
 from megatron_glmv.model.packed import ContextSplit
+from megatron_glmv.model.prediction import Ahead, LanguageModel
 from megatron_glmv.model.rope import TextRotary
+from megatron_glmv.model.router import BalancedRouter
 from megatron_glmv.model.vision import VisionEncoder
 from megatron_glmv.parallel.groups import Groups
 
@@ -50,7 +51,8 @@ class GLMV(MegatronModule):
         pixel_values [N, V] -- vision encoder -+  (first chunk)           M-RoPE            or losses [B, T/R]
           spread over tensor x context ranks, each feature sent to the rank that fuses it
 
-    `vision` exists on the first chunk; `language` is megatron-core's GPTModel with our rotary angles. Token arguments
+    `vision` exists on the first chunk, a prediction layer (model/prediction.py), where there is one, on the last;
+    `language` is megatron-core's GPTModel with our rotary angles. Token arguments
     are those of this context-parallel rank's part of a pack (model/packed.py), visual ones those of the whole pack.
     """
 
@@ -66,12 +68,14 @@ class GLMV(MegatronModule):
         pre_process: bool,
         post_process: bool,
         vp_stage: int | None,
+        prediction_spec: Any,
         encoder_data: bool,
         encoder_tensor: bool,
     ) -> None:
         super().__init__(text_config)
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = False
+        self.prediction = model.mtp
         self.pg_collection = groups.mcore
         self.tp_group, self.cp_group, self.tp_cp_group = groups.tp, groups.cp, groups.tp_cp
         self.encoder_tensor = encoder_tensor and groups.tp.size() > 1
@@ -82,7 +86,7 @@ class GLMV(MegatronModule):
             if pre_process
             else None
         )
-        self.language = GPTModel(
+        self.language = LanguageModel(
             text_config,
             decoder_spec,
             vocab_size=model.text.vocab,
@@ -93,15 +97,28 @@ class GLMV(MegatronModule):
             position_embedding_type="mrope",
             rotary_percent=model.text.rotary_percent,
             rotary_base=model.text.rope_theta,
+            mtp_block_spec=prediction_spec,
             pg_collection=groups.mcore,
             vp_stage=vp_stage,
         )
+        for module in self.language.mtp.modules() if self.predicts else ():
+            if isinstance(module, BalancedRouter):
+                module.balance_share = model.mtp.loss_weight
         self.language.rotary_pos_emb = TextRotary(model.text)
         self.model_type = self.language.model_type
 
     def set_input_tensor(self, input_tensor: Any) -> None:
         """megatron-core's schedules hand over the previous stage's output here."""
         self.language.set_input_tensor(input_tensor)
+
+    def shared_embedding_or_output_weight(self) -> torch.Tensor:
+        """megatron-core sums the gradients of what two pipeline stages hold: the embedding, for a prediction layer."""
+        return self.language.shared_embedding_or_output_weight()  # type: ignore[no-any-return]
+
+    @property
+    def predicts(self) -> bool:
+        """Whether this chunk has the prediction layer."""
+        return bool(self.language.mtp_process)
 
     @property
     def encoder_gradients_partial(self) -> bool:
@@ -183,9 +200,11 @@ class GLMV(MegatronModule):
         inference_context: Any = None,
         padding_mask: torch.Tensor | None = None,
         embeddings: torch.Tensor | None = None,
+        ahead: Ahead | None = None,
     ) -> torch.Tensor:
         """Token losses [B, T/R] with `labels` [B, T/R], else logits [B, T/R, W]; hidden states [T/R/P, B, H] before
-        the last chunk.
+        the last chunk. With `ahead`, for a chunk that `predicts`, the prediction layer's losses behind the others:
+        [2B, T/R].
 
         input_ids [B, T/R]; position_ids [3, B, T/R]; padding_mask [K, T/R]: the routing mask of model/router.py. In
         training `visual` is always given, empty or not, so that the encoder takes part in every backward pass;
@@ -197,7 +216,9 @@ class GLMV(MegatronModule):
             elif self.config.sequence_parallel:
                 embeddings = tensor_parallel.scatter_to_sequence_parallel_region(embeddings, group=self.tp_group)
         if padding_mask is not None and self.config.sequence_parallel:
-            padding_mask = padding_mask.chunk(self.tp_group.size(), dim=1)[self.tp_group.rank()]
+            padding_mask = self._mine(padding_mask)
+        if ahead is not None and self.config.sequence_parallel:
+            ahead = replace(ahead, padding_mask=self._mine(ahead.padding_mask))
         return self.language(  # type: ignore[no-any-return]
             input_ids,
             position_ids,
@@ -208,7 +229,13 @@ class GLMV(MegatronModule):
             inference_context=inference_context,
             padding_mask=padding_mask,
             runtime_gather_output=True if inference_context is not None else None,
+            ahead=ahead,
         )
+
+    def _mine(self, mask: torch.Tensor) -> torch.Tensor:
+        """[K, T/R] -> [K, T/R/P]."""
+        part: torch.Tensor = mask.chunk(self.tp_group.size(), dim=1)[self.tp_group.rank()]
+        return part
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None

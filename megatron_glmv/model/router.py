@@ -59,12 +59,14 @@ class BalancedRouter(TopKRouter):
        losses are normalised by tokens, so that its weight is divided by tensor x context (tests/dist/test_traps.py).
 
     `balance_scale` is the global loss weight divided by the samples of the global batch, set by the trainer each step:
-    all gradients are divided by the global loss weight at the end.
+    all gradients are divided by the global loss weight at the end. `balance_share` is what the layer's own loss weighs
+    beside the main one (less than 1 in a prediction layer only).
     """
 
     def __init__(self, config: Any, pg_collection: Any = None) -> None:
         super().__init__(config=config, pg_collection=pg_collection)
         self.balance_scale = 0.0
+        self.balance_share = 1.0
         self.balance_coefficient = float(config.glmv_balance_loss)
 
     def _maintain_float32_expert_bias(self) -> None:
@@ -132,4 +134,4 @@ def set_balance_scale(chunks: list[Any], scale: float) -> None:
     for chunk in chunks:
         for module in chunk.modules():
             if isinstance(module, BalancedRouter):
-                module.balance_scale = scale
+                module.balance_scale = scale * module.balance_share

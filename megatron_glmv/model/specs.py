@@ -16,6 +16,11 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.multi_token_prediction import (
+    MultiTokenPredictionBlock,
+    MultiTokenPredictionBlockSubmodules,
+    MultiTokenPredictionLayerSubmodules,
+)
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
@@ -23,6 +28,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from megatron_glmv.config.schema import PrecisionConfig, TextConfig
 from megatron_glmv.model.attention import CoreAttention, PackedSelfAttention
 from megatron_glmv.model.norm import RMSNorm
+from megatron_glmv.model.prediction import PredictionLayer
 from megatron_glmv.model.router import BalancedRouter
 from megatron_glmv.model.sandwich import SandwichLayer
 from megatron_glmv.precision.emulate import emulated_linears
@@ -135,6 +141,25 @@ def _decoder_layer_spec(text: TextConfig, backend: Any, number: int) -> ModuleSp
     )
     mlp.submodules.router = BalancedRouter
     return _layer_spec(backend, AttnMaskType.causal, mlp, layer, moe=True)
+
+
+def prediction_block_spec(text: TextConfig, backend: Any) -> ModuleSpec:
+    """One prediction layer (model/prediction.py), in the run's bf16 also where the decoder's layers are in FP8: it is
+    one of 47, and its projection joins two normed inputs of different size."""
+    norm = backend.layer_norm(rms_norm=True)
+    layer = ModuleSpec(
+        module=PredictionLayer,
+        submodules=MultiTokenPredictionLayerSubmodules(
+            enorm=norm,
+            hnorm=norm,
+            eh_proj=backend.column_parallel_linear(),
+            transformer_layer=_decoder_layer_spec(text, backend, text.layers),
+            layer_norm=norm,
+        ),
+    )
+    return ModuleSpec(
+        module=MultiTokenPredictionBlock, submodules=MultiTokenPredictionBlockSubmodules(layer_specs=[layer])
+    )
 
 
 def vision_block_spec(depth: int, backend: BackendSpecProvider) -> TransformerBlockSubmodules:

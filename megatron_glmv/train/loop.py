@@ -47,9 +47,11 @@ class Ending:
 
 
 def _record(parts: Parts, state: TrainState, result: StepResult, rate: float, started: float, waited: float) -> Json:
+    further = {} if result.further_loss is None else {"loss/mtp": result.further_loss}
     return {
         "step": state.step,
         "loss": result.loss,
+        **further,
         "grad_norm": result.grad_norm,
         "lr": rate,
         "tokens": state.tokens,

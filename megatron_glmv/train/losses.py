@@ -11,6 +11,28 @@ def weighted_sum(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return (losses.float() * weights).sum()
 
 
+class FurtherLoss:
+    """The loss of a prediction layer (model/prediction.py) beside the main one.
+
+    Of a step's tokens: (sum_t w_t l_t + f sum_t v_t m_t) / sum_t w_t, with the main losses l and their weights w, the
+    layer's losses m, weights v and factor f. One division for both keeps them independent of how the batch was split.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.reset()
+
+    def reset(self) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64)
+        """sum v m and sum v of this rank's tokens since."""
+
+    def add(self, losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """[T], [T] -> f sum_t v_t m_t."""
+        total = weighted_sum(losses, weights)
+        self.sums += torch.stack([total.detach(), weights.sum()]).double().cpu()
+        return self.factor * total
+
+
 def by_domain(losses: torch.Tensor, weights: torch.Tensor, domains: torch.Tensor, count: int) -> torch.Tensor:
     """[T], [T], domain of each token [T] in [0, count) -> [count, 2] float64: weighted loss and weight of each
     domain."""

@@ -20,10 +20,11 @@ from megatron_glmv.data.patches import normalise
 from megatron_glmv.data.types import PackedBatch
 from megatron_glmv.model.glmv import VisualInput
 from megatron_glmv.model.packed import PackedSegments, packed_segments
+from megatron_glmv.model.prediction import Ahead, following
 from megatron_glmv.model.router import routing_mask, samples_in, segment_of_token, set_balance_scale
 from megatron_glmv.model.vision import VisionEncoder
 from megatron_glmv.parallel.groups import Groups, device_sum
-from megatron_glmv.train.losses import weighted_sum
+from megatron_glmv.train.losses import FurtherLoss, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class StepResult:
     samples: int
     stop_requested: bool
     """Some rank asked to stop after this step."""
+    further_loss: float | None = None
+    """Of the prediction layer, mean by its own weights; None without one."""
 
 
 class DivergedError(RuntimeError):
@@ -85,9 +88,14 @@ def context_part(batch: PackedBatch, geometry: PackedSegments) -> BatchPart:
 
 
 def model_inputs(
-    batch: PackedBatch, device: torch.device, encoder: VisionEncoder | None, context: Context = (0, 1)
+    batch: PackedBatch,
+    device: torch.device,
+    encoder: VisionEncoder | None,
+    context: Context = (0, 1),
+    ahead: bool = False,
 ) -> dict[str, Any]:
-    """A pack as the arguments of GLMV.forward, on the device, pixels normalised there; none without an encoder."""
+    """A pack as the arguments of GLMV.forward, on the device, pixels normalised there; none without an encoder.
+    `ahead`: with what a prediction layer is given."""
     geometry = packed_segments(batch.cu_seqlens.to(device), context)
     part = context_part(batch, geometry)
     visual = None
@@ -97,7 +105,8 @@ def model_inputs(
             grids=batch.grids,
             positions=batch.visual_positions,
         )
-    return {
+    inputs: dict[str, Any] = {"ahead": what_lies_ahead(batch, geometry, device)} if ahead else {}
+    return inputs | {
         "input_ids": part.input_ids.to(device)[None],
         "position_ids": part.position_ids.to(device)[:, None],
         "labels": part.labels.to(device)[None],
@@ -107,17 +116,40 @@ def model_inputs(
     }
 
 
+def what_lies_ahead(batch: PackedBatch, geometry: PackedSegments, device: torch.device) -> Ahead:
+    """Of this context-parallel rank's tokens."""
+    split = geometry.split
+    found = following(batch.input_ids, batch.labels, batch.loss_weights, batch.padding, batch.cu_seqlens)
+    segments, count = split.take(segment_of_token(batch.cu_seqlens)), len(batch.cu_seqlens) - 1
+    return Ahead(
+        input_ids=split.take(found.input_ids).to(device)[None],
+        labels=split.take(found.labels).to(device)[None],
+        loss_weights=split.take(found.loss_weights).to(device),
+        padding_mask=routing_mask(split.take(found.absent), segments, count).to(device),
+    )
+
+
 def forward_micro_batch(
-    reduce: Reduce, device: torch.device, context: Context, batches: Iterator[PackedBatch], model: Any
+    reduce: Reduce,
+    further: FurtherLoss | None,
+    device: torch.device,
+    context: Context,
+    batches: Iterator[PackedBatch],
+    model: Any,
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
-    """The forward function that megatron-core's schedules call."""
+    """The forward function that megatron-core's schedules call. `further`: takes a prediction layer's losses, which
+    are not computed without it."""
     batch = next(batches)
-    inputs = model_inputs(batch, device, unwrap(model).vision, context)
+    chunk = unwrap(model)
+    ahead = further is not None and chunk.predicts
+    inputs = model_inputs(batch, device, chunk.vision, context, ahead)
     geometry = inputs["packed_seq_params"]
     output = model(inputs.pop("input_ids"), inputs.pop("position_ids"), **inputs)
 
     def loss_function(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         total, collected = reduce(context_part(batch, geometry), losses[0])
+        if further is not None and ahead:
+            total = total + further.add(losses[1], inputs["ahead"].loss_weights)
         return total, torch.zeros((), dtype=torch.int, device=losses.device), collected
 
     return output, loss_function
@@ -172,6 +204,8 @@ class Trainer:
         self.progress: Callable[[str], None] = lambda where: None
         """Told of each micro-batch before it is computed."""
         self._weight = 1.0
+        mtp = unwrap(chunks[0]).prediction
+        self.further = FurtherLoss(mtp.loss_weight) if mtp.layers else None
         self._schedule = get_forward_backward_func()
         config = chunks[0].config
         config.finalize_model_grads_func = self._finalize
@@ -194,10 +228,12 @@ class Trainer:
             chunk.scale_gradients(1.0 / self._weight)
 
     def forward_backward(self, batches: list[PackedBatch], reduce: Reduce, *, forward_only: bool) -> list[Any]:
-        """Runs the micro-batches; returns what `reduce` collected, on the last pipeline stage."""
+        """Runs the micro-batches; returns what `reduce` collected, on the last pipeline stage. A prediction layer
+        takes part in training only."""
+        further = None if forward_only else self.further
         return self._schedule(  # type: ignore[no-any-return]
             forward_step_func=partial(
-                forward_micro_batch, reduce, self.device, (self.groups.cp.rank(), self.groups.cp.size())
+                forward_micro_batch, reduce, further, self.device, (self.groups.cp.rank(), self.groups.cp.size())
             ),
             data_iterator=[self._told(batches) for _ in self.chunks] if len(self.chunks) > 1 else self._told(batches),
             model=self.chunks,
@@ -224,14 +260,16 @@ class Trainer:
         collected = self.accumulate(batches, loss_and_report, weight, samples)
 
         counted = self.groups.last_stage and self.groups.tp.rank() == 0
-        loss_sum, stop = device_sum(
-            [float(sum(collected)) if counted else 0.0, float(stop_requested)], None, self.device
+        ahead = self.further.sums.tolist() if self.further and counted else [0.0, 0.0]
+        loss_sum, stop, *ahead = device_sum(
+            [float(sum(collected)) if counted else 0.0, float(stop_requested), *ahead], None, self.device
         )
         loss = loss_sum / self._weight
         if not math.isfinite(loss):
             raise DivergedError(f"the loss is {loss}")
         grad_norm = self.update()
-        return StepResult(loss, grad_norm, round(tokens), round(samples), stop > 0)
+        further = ahead[0] / max(ahead[1], 1e-12) if self.further else None
+        return StepResult(loss, grad_norm, round(tokens), round(samples), stop > 0, further)
 
     def accumulate(self, batches: list[PackedBatch], reduce: Reduce, weight: float, samples: float | None) -> list[Any]:
         """Gradients of the sum of what `reduce` gives for each of this replica's packs, divided by `weight`, that of
@@ -242,6 +280,8 @@ class Trainer:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
+        if self.further:
+            self.further.reset()
         return self.forward_backward(batches, reduce, forward_only=False)
 
     def update(self) -> float:

@@ -11,7 +11,8 @@ That a layout agrees would also be true of one that quietly did nothing. So each
 every tensor that the layout says (experts / (EP x ETP), linear layers / TP, decoder layers of its pipeline stage only,
 all else whole), and each kind of collective must occur exactly where the axes need it:
 
-    all_reduce       gradients over data x context; over TP what its ranks have parts of, and the loss
+    all_reduce       gradients over data x context; over TP what its ranks have parts of, and the loss; with a
+                     prediction layer (MTP) the embedding's gradient over the two pipeline stages that hold it
     all_gather, reduce_scatter   TP (sequence parallel), CP (keys and values, and back), EP (counts of tokens)
     all_to_all       experts over EP; features from the rank that encoded them to the one that fuses them
     send, recv       PP
@@ -30,7 +31,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -41,10 +42,11 @@ from helpers import tiny
 from helpers.ranks import run_ranks
 
 from megatron_glmv.config.pipeline_split import chunk_layers
-from megatron_glmv.config.schema import Config
+from megatron_glmv.config.schema import Config, MTPConfig
+from megatron_glmv.model.prediction import PREDICTION
 from megatron_glmv.parallel.topology import Topology
 
-MODELS = {"4.5V": tiny.MODEL, "4.1V": tiny.DENSE}
+MODELS = {"4.5V": tiny.MODEL, "4.1V": tiny.DENSE, "MTP": replace(tiny.MODEL, mtp=MTPConfig(layers=1))}
 REDUCE, GATHER, ALL_TO_ALL, P2P = "all_reduce", "gather + scatter", "all_to_all", "send + recv"
 KINDS = {
     **dict.fromkeys(("allreduce", "allreduce_coalesced"), REDUCE),
@@ -116,6 +118,16 @@ LAYOUTS = [
     row("TP2 x CP2", "4.1V", tensor=2, context=2),
     row("TP2 x CP2 without SP", "4.1V", tensor=2, context=2, sequence=False),
     row("TP2 x CP2 without SP, replicated", "4.1V", tensor=2, context=2, sequence=False, encoder_data=False),
+    row("TP2 + SP", "MTP", tensor=2),
+    row("PP2", "MTP", pipeline=2),
+    row("PP2 x VPP2", "MTP", pipeline=2, virtual_pipeline=2),
+    row("PP2 x DP2, overlapped, balanced", "MTP", pipeline=2, data=2, pipeline_split="balanced", **OVERLAPPED),
+    row("CP2", "MTP", context=2),
+    row("CP4", "MTP", context=4),
+    row("EP2 (on DP2)", "MTP", data=2, expert=2),
+    row("TP2 x PP2 x EP2", "MTP", tensor=2, pipeline=2, expert=2),
+    row("TP2 x CP2 x EP4", "MTP", tensor=2, context=2, expert=4),
+    row("CP2 x PP2", "MTP", fast=True, context=2, pipeline=2),
     row("one process, bf16", precision="bf16"),
     row("TP2 x PP2 x EP2, bf16", precision="bf16", tensor=2, pipeline=2, expert=2),
     row("TP2 x CP2, bf16", precision="bf16", tensor=2, context=2),
@@ -165,7 +177,8 @@ def counted_calls() -> Iterator[Counter[str]]:
 
 
 def first_step(config: Config) -> RankFound:
-    """The first step's loss sum, gradients of this rank's shards, all-reduced, and its collectives by kind."""
+    """The first step's loss (with a prediction layer's part), gradients of this rank's shards, all-reduced, and its
+    collectives by kind."""
     import torch
     import torch.distributed as dist
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -217,7 +230,8 @@ def first_step(config: Config) -> RankFound:
             where = tuple(s if isinstance(s, slice) else slice(s, s + 1) for s in shard.global_slice())
             data = shard.data.detach().float().numpy().reshape([s.stop - s.start for s in where])
             found.append(Shard(shard.key, tuple(shard.global_shape), where, data.copy()))
-    loss = float(sum(collected)) / trainer._weight if counted else 0.0
+    further = trainer.further.factor * float(trainer.further.sums[0]) if trainer.further else 0.0
+    loss = (float(sum(collected)) + further) / trainer._weight if counted else 0.0
     return RankFound(loss, found, dict(calls))
 
 
@@ -249,7 +263,7 @@ def reference(model: str) -> Found:
     return found
 
 
-LINEAR = re.compile(r".*(linear_qkv|linear_proj|linear_fc1|linear_fc2)\.(weight|bias)$")
+LINEAR = re.compile(r".*(linear_qkv|linear_proj|linear_fc1|linear_fc2|eh_proj)\.(weight|bias)$")
 LAYER = re.compile(r"^language\.decoder\.layers\.(\d+)\.")
 
 
@@ -279,7 +293,11 @@ def check_shares(layout: Layout, found: Found, topology: Topology) -> None:
         every = split[stage] if split else tiny.TEXT.layers // topology.pipeline
         assert len(layers) == every, (number, layers)
         assert any(name.startswith("vision.") for name in held) == (stage == 0)
-        assert any("output_layer" in name for name in held) == (stage == topology.pipeline - 1)
+        last = stage == topology.pipeline - 1
+        predicts = last and MODELS[layout.model].mtp.layers > 0
+        assert any("output_layer" in name for name in held) == last
+        assert any(name.startswith(PREDICTION) for name in held) == predicts
+        assert any("word_embeddings" in name for name in held) == (stage == 0 or predicts)
 
 
 def check_travel(layout: Layout, found: Found, topology: Topology) -> None:
@@ -289,15 +307,17 @@ def check_travel(layout: Layout, found: Found, topology: Topology) -> None:
     sequence = topology.tensor > 1 and layout.parallel.get("sequence", True)
     experts = topology.expert * topology.expert_tensor if MODELS[layout.model].text.moe else 1
     for number, rank in enumerate(found.ranks):
-        first = topology.coordinates(number).pipeline == 0
+        stage = topology.coordinates(number).pipeline
+        first = stage == 0
+        shared = MODELS[layout.model].mtp.layers and topology.pipeline > 1 and stage in (0, topology.pipeline - 1)
         wanted = {
             GATHER: sequence or spread or topology.context > 1 or experts > 1,
             ALL_TO_ALL: topology.expert > 1 or (spread and first),
             P2P: topology.pipeline > 1,
-            REDUCE: topology.data * topology.context > 1 or topology.tensor > 1,
+            REDUCE: topology.data * topology.context > 1 or topology.tensor > 1 or shared,
         }
         for kind, needed in wanted.items():
-            assert bool(rank.calls.get(kind)) == needed, (number, kind, rank.calls)
+            assert bool(rank.calls.get(kind)) == bool(needed), (number, kind, rank.calls)
 
 
 def compare(layout: Layout) -> dict[str, Any]:
