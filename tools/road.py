@@ -53,8 +53,6 @@ NAMES = {
     "text": "text only",
 }
 """The paper's domains by the name of their verifier."""
-MARGIN = 0.02
-"""Of accuracy above chance: what a domain has to gain to have risen. With 100 questions one is 0.01."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def ask(plan: Plan, model: str) -> dict[str, dict[str, Any]]:
     for mode in MODES[model]:
         found[mode] = {}
         for stage in STAGES:
-            out = plan.out / model / f"{mode}-{stage}"
+            out = plan.run_dir(model, stage) / "eval" / f"held-{mode}"
             known = _results(out)
             if known is None or known["step"] != plan.steps[stage] or known["data"] != str(questions.resolve()):
                 run(f"{model}: questions behind {stage}, mode {mode}", [
@@ -159,15 +157,15 @@ def report(model: str, by_stage: dict[str, dict[str, tuple[float, float]]], aske
         cells = "".join(f" {one['form'][name]:.1%} |" if "form" in one else " given |" for one in columns)
         rows.append(f"| replies with {name.replace('_', ' ')} |{cells} |")
     asked_in_all = columns[0]["overall"]["n"]
-    rows += ["", f"{len(risen)} of {len(NAMES)} domains rose from pre-training to SFT in {' and '.join(asked)}"]
-    rows[-1] += f", by {MARGIN} or more and above chance ({asked_in_all} questions)."
+    rows += ["", f"{len(risen)} of {len(NAMES)} domains rose from pre-training to SFT, to above chance,"]
+    rows[-1] += f" in both {' and '.join(asked)} ({asked_in_all} questions)."
     return "\n".join([*rows, ""])
 
 
 def _rose(behind: dict[str, Any], domain: str) -> bool:
     """From what pre-training left to what SFT left; not where both are below chance."""
     first, last = (behind[stage]["domains"][domain]["above_chance"] for stage in (STAGES[0], STAGES[-1]))
-    return bool(last >= max(0.0, first) + MARGIN)
+    return bool(last > max(0.0, first))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -208,6 +206,10 @@ def main(arguments: list[str] | None = None) -> int:
         asked = ask(plan, model)
         everything[model] = {"val_loss": by_stage, "eval": asked}
         text.append(report(model, by_stage, asked))
+        run(f"{model}: the report", [
+            GLMV, "report", *(str(plan.run_dir(model, stage)) for stage in STAGES),
+            "--out", str(plan.out / f"{model}.html"),
+        ])  # fmt: skip
         (plan.out / "road.json").write_text(json.dumps(everything, indent=1) + "\n")
         (plan.out / "road.md").write_text("\n".join(text))
     print("\n" + "\n".join(text))

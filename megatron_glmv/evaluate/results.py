@@ -54,14 +54,14 @@ def read(path: Path) -> Json:
     return dict(results)
 
 
-def scores_of(results: Json) -> dict[str, Score]:
-    """By task, and over all where there are several."""
-    tasks = {name: Score(**values) for name, values in results["tasks"].items()}
-    return {**tasks, TOTAL: Score(**results["overall"])} if len(tasks) > 1 else tasks
+def scores_of(results: Json, by: str = "tasks") -> dict[str, Score]:
+    """By task (or tier, or domain), and over all where there are several."""
+    groups = {name: Score(**values) for name, values in results[by].items()}
+    return {**groups, TOTAL: Score(**results["overall"])} if len(groups) > 1 else groups
 
 
-def table(title: str, plain: dict[str, Score], control: dict[str, Score] | None = None) -> Table:
-    """Accuracy by task; with `control` also what is left when the media are shuffled."""
+def table(title: str, plain: dict[str, Score], control: dict[str, Score] | None = None, by: str = "task") -> Table:
+    """Accuracy by task, or another group; with `control` also what is left when the media are shuffled."""
     made = Table(
         title=title,
         title_justify="left",
@@ -69,7 +69,7 @@ def table(title: str, plain: dict[str, Score], control: dict[str, Score] | None 
         + ("; shuffled: the same with the media exchanged" if control else ""),
     )
     made.caption_justify = "left"
-    made.add_column("task")
+    made.add_column(by)
     for name in ("questions", "right", "chance", "above chance", "95 % interval"):
         made.add_column(name, justify="right", no_wrap=True)
     if control is not None:

@@ -71,6 +71,9 @@ def main(
     first, *others = made.values()
     title = f"{first['checkpoint']} on {data.name}{' with media shuffled' if first['shuffled'] else ''}"
     show(table(title, scores_of(first), scores_of(others[0]) if others else None))
+    if len(first["domains"]) > 1 and list(first["domains"]) != list(first["tasks"]):
+        by = [scores_of(results, "domains") for results in made.values()]
+        show(table("by domain", by[0], by[1] if others else None, "domain"))
     for place, results in made.items():
         _notes(results, place)
     return next(iter(made))

@@ -89,7 +89,7 @@ def evaluation(run: Path, name: str, shuffled: bool) -> None:
     for task, kind, right in (("colour", "image", 180), ("motion", "video", 120)):
         for i in range(200):
             ok = i < (50 if shuffled else right)
-            graded.append(Graded(f"{task}{i}", task, f"tier {i % 2}", "d", "red", 0.25, "red", ok))
+            graded.append(Graded(f"{task}{i}", task, f"tier {i % 2}", f"of {kind}s", "red", 0.25, "red", ok))
             medium = {kind: "a.png" if kind == "image" else "b.webm"}
             about = {"id": f"{task}{i}", "task": task, "prompt": f"Which {task} & why? {HOSTILE}", "media": [medium]}
             predictions.append({**about, "answer": "red", "prediction": "red" if ok else "blue<b>", "correct": ok})
@@ -176,6 +176,8 @@ def test_the_numbers_of_the_run_appear(page: Page) -> None:
         "10.0%",  # of the time waited for data
         "90.0%",  # colour right
         "0.87",  # above chance
+        "by domain",
+        "of videos",
         "tier 1",
     ):
         assert expected in page.text, expected

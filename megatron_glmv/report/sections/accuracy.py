@@ -60,11 +60,13 @@ def _one(run: RunRecord, record: EvalRecord, colour: int, *, several: bool) -> M
         about.append("media shuffled")
     elif control is None:
         about.append("no control with shuffled media (glmv eval --shuffle-media)")
-    tiers: Json = record.results.get("tiers", {})
     parts = [tag("h3", name), tag("p", "; ".join(about), class_="note"), table(HEAD, rows, class_="scores")]
-    if len(tiers) > 1:
-        by_tier = table(HEAD[:-1], [_row(tier, s, None, colour, "")[:-1] for tier, s in tiers.items()], class_="scores")
-        parts.append(tag("details", tag("summary", "by tier of difficulty"), by_tier))
+    for group, title in (("domains", "by domain"), ("tiers", "by tier of difficulty")):
+        scores: Json = record.results.get(group, {})
+        if len(scores) > 1:
+            head = (group.removesuffix("s"), *HEAD[1:-1])
+            grouped = table(head, [_row(key, s, None, colour, "")[:-1] for key, s in scores.items()], class_="scores")
+            parts.append(tag("details", tag("summary", title), grouped))
     return join(parts)
 
 
