@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from megatron_glmv.config.errors import ConfigError
+from megatron_glmv.launch.conversion import Conversion
 from megatron_glmv.launch.freeze import scripts_dir
 from megatron_glmv.launch.job import sbatch_argv
 from megatron_glmv.launch.pipeline import prepare_pipeline
@@ -22,6 +23,7 @@ def main(
     overrides = [o for o in overrides if not o.startswith("pipeline=")]
     if pipelines and multirun:
         raise ConfigError("-m", pipelines[-1], "a pipeline cannot be a sweep")
+    jobs: list[Prepared | Conversion]
     if pipelines:
         jobs = prepare_pipeline(pipelines[-1], overrides, options)
     else:
@@ -38,7 +40,7 @@ def main(
         print(f"job {sent[-1]}: {prepared.job.name} in {prepared.job.run_dir}", flush=True)
 
 
-def _try(prepared: Prepared, ask_slurm: bool) -> str:
+def _try(prepared: Prepared | Conversion, ask_slurm: bool) -> str:
     """The call as a shell would take it, and the script; or what Slurm says to it."""
     argv = sbatch_argv(prepared.job)
     script = scripts_dir() / "job.sbatch"

@@ -39,15 +39,16 @@ def next_submission(run_dir: Path) -> Path:
     return run_dir / "submissions" / f"{max(numbers, default=0) + 1:03d}"
 
 
-def freeze(directory: Path, config: Config, members: Mapping[int, Config] | None = None) -> None:
-    """Writes a submission. `members`: of a sweep, by index; then `config` is only recorded for its cluster."""
+def freeze(directory: Path, config: str, members: Mapping[int, Config] | None = None) -> None:
+    """Writes a submission. `config`: the text of config.yaml. `members`: of a sweep, by index; then `config` is only
+    recorded for its cluster."""
     directory.mkdir(parents=True)
     (directory.parents[1] / "logs").mkdir(exist_ok=True)
     shutil.copytree(PACKAGE, directory / "code" / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     for script in scripts_dir().iterdir():
         if script.is_file():
             shutil.copy2(script, directory / script.name)
-    (directory / "config.yaml").write_text(to_yaml(config))
+    (directory / "config.yaml").write_text(config)
     for index, member in (members or {}).items():
         (directory / "members").mkdir(exist_ok=True)
         (directory / "members" / f"{index}.yaml").write_text(to_yaml(member))

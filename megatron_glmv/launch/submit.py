@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from megatron_glmv.config.errors import ConfigError
-from megatron_glmv.config.load import compose, explain
+from megatron_glmv.config.load import compose, explain, to_yaml
 from megatron_glmv.config.schema import Config
 from megatron_glmv.config.validate import validate
 from megatron_glmv.launch.freeze import freeze, next_submission
@@ -45,7 +45,7 @@ class Prepared:
 
     def freeze(self) -> None:
         """Writes the submission into the run directory."""
-        freeze(self.job.submission, self.config, self.members)
+        freeze(self.job.submission, to_yaml(self.config), self.members)
         if self.overrides is not None:
             file = self.job.run_dir / SWEEP
             told = json.loads(file.read_text()) if file.exists() else {}  # a sweeper submits members bit by bit
@@ -146,6 +146,7 @@ def _absolute(config: Config) -> Config:
         data=dataclasses.replace(
             data, path=place(data.path), tokenizer=place(data.tokenizer), val_path=place(data.val_path)
         ),
+        rl=dataclasses.replace(config.rl, prompts=place(config.rl.prompts), heldout=place(config.rl.heldout)),
     )
 
 
