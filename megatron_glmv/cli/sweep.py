@@ -47,10 +47,11 @@ def results(
 @app.command("retry-failed")
 def retry_failed(directory: Dir) -> None:
     """Submits exactly the members that failed, as they were frozen; they continue from their newest checkpoints."""
-    from megatron_glmv.launch.look import FAILED, UNKNOWN, look
+    from megatron_glmv.launch.look import CANCELLED, FAILED, UNKNOWN, look
     from megatron_glmv.launch.retry import retry
 
-    members = tuple(int(run.run_dir.name) for run in look([directory.resolve()]) if run.state in (FAILED, UNKNOWN))
+    again = (CANCELLED, FAILED, UNKNOWN)
+    members = tuple(int(run.run_dir.name) for run in look([directory.resolve()]) if run.state in again)
     if not members:
         print("no member has failed")
         return

@@ -15,6 +15,7 @@ from megatron_glmv.resilience.exit_codes import ExitCode
 RECENT = 20
 """Steps that a rate is taken over."""
 DONE, FAILED, STOPPED, RUNNING, WAITING, UNKNOWN = "DONE", "FAILED", "STOPPED", "RUNNING", "WAITING", "UNKNOWN"
+CANCELLED = "CANCELLED"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class RunState:
     job: str
     """Number in Slurm (12, or 12_3); empty where the run was not submitted."""
     state: str
-    """DONE, FAILED, STOPPED (it can go on), RUNNING, WAITING (in the queue), UNKNOWN (nothing left a word)."""
+    """DONE, FAILED, STOPPED (it can go on), CANCELLED (while Slurm remembers; it can go on), RUNNING, WAITING (in the
+    queue), UNKNOWN (nothing left a word)."""
     nodes: str
     step: int
     steps: int
@@ -88,6 +90,8 @@ def _judge(run_dir: Path, queued: Queued | None, last: Json | None, open_attempt
         return WAITING, queued.reason
     if queued is not None and queued.state in ("RUNNING", "COMPLETING", "SUSPENDED"):
         return RUNNING, str(last["reason"]) if last else ""
+    if queued is not None and queued.state == "CANCELLED":
+        return CANCELLED, str(last["reason"]) if last and not open_attempt else queued.reason
     left = exit_words(run_dir)
     if last is not None and not open_attempt:
         code = last["exit_code"]

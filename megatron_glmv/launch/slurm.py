@@ -55,7 +55,9 @@ def queue(jobs: Sequence[str]) -> dict[str, Queued]:
     if not wanted:
         return {}
     try:
-        text = call(["squeue", "--noheader", "--array", f"--jobs={','.join(wanted)}", "--format=%i|%T|%r|%N"])
+        text = call(
+            ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(wanted)}", "--format=%i|%T|%r|%N"]
+        )
     except SlurmError as error:
         if "Invalid job id" in str(error):  # none of them is known any more
             return {}

@@ -109,6 +109,16 @@ class Cluster:
         self.wait(f"job {number} {states}", lambda: self.job(number)["JobState"] in states, timeout)
         return self.job(number)
 
+    def processes_of(self, number: str) -> list[int]:
+        """Those of a job that are alive, wherever it ran: its number is in their environment."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                env = process.environ()
+                if env.get("SLURM_CONF") == str(self.conf) and env.get("SLURM_JOB_ID") == number:
+                    found.append(process.pid)
+        return found
+
     def kill_node(self, node: str) -> int:
         """As if its power went: slurmd, its slurmstepds and all that they run. How many processes that were."""
         victims = [psutil.Process(pid) for pid in self._slurmd_pids(node)]

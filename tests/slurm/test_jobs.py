@@ -7,18 +7,24 @@ happened by the ledger, the ranks' own records or Slurm.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from faults.training import SMALL, alive, metrics, run
 from slurm.cluster import Cluster
+
+from megatron_glmv.checkpoint.hf.exporting import ExportOptions, export_hf
+from megatron_glmv.checkpoint.hf.verify import verify as verify_checkpoints
+from megatron_glmv.checkpoint.reader import open_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -289,23 +295,79 @@ def test_a_member_is_requeued_by_itself(cluster: Cluster, shards: Path, tmp_path
     assert len(lines(swept / "0" / "attempts.jsonl")) == 1
 
 
-def test_a_pipeline_is_a_chain_of_jobs(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
-    small = [option for option in SMALL if not option.startswith("experiment=")]
-    chain = tmp_path / "chain"
-    done = glmv(
-        cluster, "submit", "pipeline=tiny_full", *small, f"data.path={shards}", f"run_dir={chain}", *PLAIN,
-        "cluster.ranks_per_node=1", cwd=tmp_path,
-    )  # fmt: skip
+def test_a_cancelled_run_ends_clean_and_can_be_submitted_again(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    """Slurm sends TERM and, five seconds later, KILL: whether the ranks saved in between or not, no process is left,
+    the newest checkpoint is whole, and nothing starts by itself."""
+    run_dir = tmp_path / "run"
+    job = submit(cluster, shards, run_dir, *FOUR, *PLAIN, "train.steps=1000", "train.log_every=1000")
+    wait_for_step(cluster, run_dir, 6)
+    pids = [rank["pid"] for rank in ranks_of(run_dir).values()]
+    assert len(alive(pids)) == 4
+    cluster.run("scancel", job)
+    cluster.wait_for_state(job, "CANCELLED")
+    cluster.wait("the end of its processes", lambda: not cluster.processes_of(job), timeout=30)
+    assert alive(pids) == []
+    assert "CANCELLED" in glmv(cluster, "status", str(run_dir), cwd=tmp_path).stdout
+    saved = open_checkpoint(run_dir, verify=True).manifest.step
+    assert saved >= 5
+    (left,) = (run_dir / "logs").glob("*/exit_code")
+    if left.read_text().startswith("75"):  # they had the time
+        assert lines(run_dir / "attempts.jsonl")[-1]["step_out"] == saved
+    time.sleep(8)  # a requeued job would start after five
+    fields = cluster.job(job)
+    assert (fields["JobState"], fields["Restarts"]) == ("CANCELLED", "0")
+    assert sorted(path.name for path in (run_dir / "logs").glob("*.*/")) == [f"{job}.0"]
+
+    steps = f"train.steps={saved + 3}"
+    again = submit(cluster, shards, run_dir, *FOUR, *PLAIN, steps, "resume=anyway")  # another number of steps
+    assert cluster.wait_for_state(again, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", log(run_dir)
+    assert lines(run_dir / "attempts.jsonl")[-1]["step_in"] == saved
+    assert [record["step"] for record in metrics(run_dir)] == list(range(1, saved + 4))
+    assert "DONE" in glmv(cluster, "status", str(run_dir), cwd=tmp_path).stdout
+
+
+def test_a_pipeline_is_a_chain_of_jobs_from_import_to_export(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    """Every stage that there is, four steps each, between conversions from and to transformers' format."""
+    hf, chain, out = tmp_path / "hf", tmp_path / "chain", tmp_path / "out"
+    loadable = "model.vision.ffn=128"  # as wide as the decoder: transformers knows no other
+    run(shards, tmp_path / "start", loadable, "train.steps=1")
+    export_hf(ExportOptions(tmp_path / "start", hf, None))
+    questions = [
+        {"id": f"p{n}", "task": "sum", "domain": "text", "verifier": "exact", "answer": str(n % 3),
+         "messages": [{"role": "user", "content": f"How many are there? {n}"}]}
+        for n in range(6)
+    ]  # fmt: skip
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in questions))
+    small = [option for option in SMALL if not option.startswith(("experiment=", "train.steps="))]
+    few = ("rl.groups=4", "rl.group_size=2", "rl.max_new_tokens=2", "rl.curriculum.grade=0", "rl.heldout_each=2")
+    arguments = [
+        "submit", "pipeline=tiny_full", *small, loadable, f"data.path={shards}", f"run_dir={chain}", *PLAIN,
+        "train.steps=4", "checkpoint.every=2", "cluster.ranks_per_node=2", f"import:hf={hf}", f"export:out={out}",
+        *(f"rlcs:{option}" for option in (*few, f"rl.prompts={prompts}", "rl.heldout=prompts.jsonl")),
+    ]  # fmt: skip
+    refused = glmv(cluster, *arguments, "rlcs:rl.heldout=nowhere.jsonl", cwd=tmp_path)
+    assert refused.returncode == 64 and "rlcs:rl.heldout" in refused.stderr and not chain.exists()
+    done = glmv(cluster, *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    jobs = [line.split()[1].rstrip(":") for line in done.stdout.splitlines()]
-    for job in jobs:
-        cluster.wait_for_state(job, "COMPLETED", timeout=240)
-    stages = sorted(path for path in chain.iterdir() if path.is_dir())
-    assert [stage.name for stage in stages] == ["longcontext", "pretrain", "sft"] and len(jobs) == 3
-    assert all(len(metrics(stage)) == 10 for stage in stages)
-    assert len(ranks_of(chain / "longcontext")) == 2  # of a layout of its own
-    table = glmv(cluster, "status", *map(str, stages), cwd=tmp_path).stdout
-    assert table.count("DONE") == 3, table
+    told = [line.split() for line in done.stdout.splitlines()]
+    jobs = [words[1].rstrip(":") for words in told]
+    steps = ["import", "pretrain", "longcontext", "sft", "rlcs", "export"]
+    assert [Path(words[-1]).name for words in told] == steps
+    table = glmv(cluster, "status", *(str(chain / step) for step in steps), cwd=tmp_path).stdout
+    assert table.count("Dependency") >= 4, table
+    for step, job in zip(steps, jobs, strict=True):
+        fields = cluster.wait_for_state(job, "COMPLETED", "FAILED", "CANCELLED", timeout=240)
+        assert fields["JobState"] == "COMPLETED", log(chain / step)
+    times = [cluster.job(job) for job in jobs]
+    assert all(a["EndTime"] <= b["StartTime"] for a, b in itertools.pairwise(times))
+    assert [len(ranks_of(chain / step)) for step in steps[1:5]] == [1, 2, 1, 1]  # layouts of their own
+    assert [metrics(chain / step)[-1]["step"] for step in steps[1:5]] == [4] * 4
+    table = glmv(cluster, "status", *(str(chain / step) for step in steps), cwd=tmp_path).stdout
+    assert table.count("DONE") == 6, table
+    # What came in is what was exported, what went out is what the last stage left, and they are not the same.
+    equal = [verify_checkpoints(*pair).exit_code for pair in ((hf, chain / "import" / "model"), (chain / "rlcs", out))]
+    assert equal == [0, 0] and verify_checkpoints(hf, out).exit_code == 77
 
 
 def test_plain_train_with_the_launcher_waits_for_its_array_and_hands_the_objectives_back(
