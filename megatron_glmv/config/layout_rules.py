@@ -238,6 +238,8 @@ def _grid_problem(config: Config, world: int | None, error: ConfigError) -> Prob
 def _batch_rules(config: Config, sizes: Sizes) -> Iterator[Problem]:
     parallel, batch = config.parallel, config.train.global_batch
     unit = sizes.data * (sizes.pipeline if parallel.virtual_pipeline > 1 else 1)
+    if config.stage.name == "rlcs":
+        unit = 1  # a step's packs come from its answers, and empty ones fill up what is missing
     if batch % unit:
         each = f"data = {sizes.data}" + (f" x pipeline = {sizes.pipeline}" if unit > sizes.data else "")
         why = " (interleaved stages take micro-batches by the pipeline)" if unit > sizes.data else ""

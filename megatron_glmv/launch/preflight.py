@@ -56,6 +56,7 @@ def main(run_dir: str, config_file: str, attempt: str) -> int:
         ("shared file system and clocks", lambda: meet(place)),
         ("run directory", lambda: room(Path(run_dir))),
         ("shards", lambda: shards(config)),
+        ("prompts", lambda: prompts(config)),
         ("time limit", lambda: limit(config)),
         ("network", lambda: network(place, config)),
     ]
@@ -169,6 +170,18 @@ def shards(config: Config) -> str:
     except OSError as error:
         raise Unfit(f"{error.filename}: {error.strerror}") from error
     return f"{len(files)} readable"
+
+
+def prompts(config: Config) -> str:
+    """What RLCS asks can be read from this node."""
+    named = [path for path in (config.rl.prompts, config.rl.heldout) if path and config.stage.name == "rlcs"]
+    for path in named:
+        try:
+            with Path(path).open("rb") as opened:
+                opened.read(1)
+        except OSError as error:
+            raise Impossible(f"{error.filename}: {error.strerror}") from error
+    return f"{len(named)} files"
 
 
 def limit(config: Config) -> str:

@@ -19,7 +19,6 @@ from megatron_glmv.config.load import choices, compose, from_dict
 from megatron_glmv.launch import freeze, preflight
 from megatron_glmv.launch.fields import check
 from megatron_glmv.launch.job import Job, Shape, sbatch_argv, sbatch_options, script_arguments, shape_of
-from megatron_glmv.launch.pipeline import prepare_pipeline
 from megatron_glmv.launch.retry import submissions_of
 from megatron_glmv.launch.submit import Options, expand, prepare, prepare_members, prepare_sweep
 
@@ -172,31 +171,6 @@ def test_members_are_tried_again_from_the_submission_that_froze_them(
         submissions_of(swept, (3,))
 
 
-def test_a_pipeline_hands_checkpoints_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    sizes = ["longcontext:train.steps=7", "sft:data.path=answers"]
-    first, *others = prepare_pipeline("tiny_full", ["data.path=shards", "run_dir=chain", *sizes], Options())
-    assert [stage.config.train.steps == 7 for stage in others] == [True, False]
-    assert [Path(stage.config.data.path).name for stage in [first, *others]] == ["shards", "shards", "answers"]
-    assert first.config.run_dir == str(tmp_path / "chain" / "pretrain") and first.config.init_from is None
-    before = first
-    for stage in others:
-        assert stage.config.init_from == before.config.run_dir
-        before = stage
-    with pytest.raises(ConfigError, match=r"there are: .*tiny_full"):
-        prepare_pipeline("none", [], Options())
-
-
-@pytest.mark.parametrize("name", choices("pipeline"))
-def test_every_shipped_pipeline_is_a_chain_of_legal_stages(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    cluster = ["cluster=local"] if name.startswith("tiny") else ["cluster=h100", "cluster.nodes=16"]
-    stages = prepare_pipeline(name, ["data.path=shards", "run_dir=chain", *cluster], Options())
-    assert [stage.config.stage.name for stage in stages] == ["pretrain", "longcontext", "sft"]
-
-
 def test_submit_says_what_it_would_do_and_refuses_what_cannot_run(tmp_path: Path) -> None:
     def glmv(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([GLMV, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
@@ -226,6 +200,9 @@ def test_preflight_judges_devices_time_and_shards(tmp_path: Path) -> None:
         preflight.limit(config)
     with pytest.raises(preflight.Impossible, match="no indexed shards"):
         preflight.shards(compose(["experiment=tiny_pretrain", f"data.path={tmp_path}"]))
+    prompts = compose(["experiment=tiny_rlcs", f"rl.prompts={tmp_path}/none", "rl.heldout="])
+    with pytest.raises(preflight.Impossible, match="none: No such file"):
+        preflight.prompts(prompts)
 
 
 def test_nodes_that_do_not_come_are_named(tmp_path: Path) -> None:
