@@ -22,6 +22,7 @@ POSITIVE = {  # integers that are at least 1
     "cluster": "nodes ranks_per_node cpus_per_rank array_limit",
     "rl": "heldout_each heldout_samples groups updates max_new_tokens thinking_budget batch_size",
     "rl.expansion": "refill_batches",
+    "rl.server": "port bucket_mb in_flight",
     "optim": "muon_steps",
 }
 NOT_NEGATIVE = {  # numbers that may be 0
@@ -34,6 +35,7 @@ NOT_NEGATIVE = {  # numbers that may be 0
     "cluster": "gpus_per_node notice max_requeues max_failures",
     "rl": "heldout_every verify_weights_every clip_low clip_high",
     "rl.curriculum": "floor grade label_weight",
+    "rl.server": "retries probe",
 }
 ABOVE_ZERO = {  # numbers above 0, with one that is a fair repair
     "model.text.rope_theta": 10000.0,
@@ -45,6 +47,7 @@ ABOVE_ZERO = {  # numbers above 0, with one that is a fair repair
     "data.video_fps": 2.0,
     "optim.eps": 1e-8,
     "rl.tis_cap": 2.0,
+    "rl.server.timeout_s": 600.0,
     "rl.drift_limit": 1e-3,
     "optim.muon_rms": 0.2,
 }
@@ -62,6 +65,8 @@ BETWEEN = {  # low <= number < high (or <= where `high` is 1 and `closed`), with
 }
 NAMES = {
     "stage.name": ("pretrain", "longcontext", "sft", "rlcs"),
+    "rl.engine": ("inprocess", "vllm", "sglang"),
+    "rl.server.update": ("distributed", "disk"),
     "rl.ratio": ("token", "sequence"),
     "rl.loss_mean": ("sample", "token"),
     "rl.expansion.reading": ("none", "rollouts", "budget", "refill"),

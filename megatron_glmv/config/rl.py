@@ -46,6 +46,38 @@ class ExpansionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Rollout servers (`rl.engine=vllm` or `sglang`); docs/rollout_servers.md."""
+
+    urls: tuple[str, ...] = ()
+    """Addresses, as [http://node7:8000,http://node8:8000], or the one of a router. Empty: those in the environment
+    variable GLMV_ROLLOUT_URLS, else the nodes of the second part of a heterogeneous Slurm job."""
+    port: int = 8000
+    """Of the servers on the nodes that Slurm names."""
+    model: str = ""
+    """Name under which the servers serve the policy; empty: whatever single one they have."""
+    update: str = "distributed"
+    """How new weights get there. distributed: broadcast in buckets from the first rank; disk: as a checkpoint in a
+    directory that the servers see."""
+    exchange: str = ""
+    """That directory; empty: RUN_DIR/weights."""
+    bucket_mb: int = 256
+    """Most MiB of weights in one broadcast; a tensor that is larger goes alone."""
+    address: str = ""
+    """Name or address under which servers reach the first rank; empty: its host name."""
+    timeout_s: float = 600.0
+    """For one request, its answers included."""
+    retries: int = 4
+    """Further attempts where a server does not answer, each at the next server, after 0.5, 1, 2 .. 15 seconds."""
+    in_flight: int = 64
+    """Prompts that a rank has asked and not got answered."""
+    probe: int = 4
+    """Prompts whose answers compare the servers with the trained weights after every update; 0: none."""
+    key_env: str = ""
+    """Environment variable with the servers' key; empty: none is sent."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RLConfig:
     """Reinforcement learning with curriculum sampling; arXiv 2507.01006, section 5."""
 
@@ -59,6 +91,9 @@ class RLConfig:
     """Steps between evaluations; the first comes before step 1, the last after the last step. 0: only those two."""
     heldout_samples: int = 1
     """Sampled answers to each; the greedy one comes beside."""
+    engine: str = "inprocess"
+    """inprocess: a copy of the model in every rank; vllm, sglang: servers."""
+    server: ServerConfig = field(default_factory=ServerConfig)
     groups: int = 32
     """Prompts of an iteration."""
     group_size: int = 8

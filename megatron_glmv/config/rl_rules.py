@@ -28,6 +28,10 @@ def rl_rules(config: Config, world: int | None) -> Iterator[Problem]:
         message = f"leaves no room for an answer in max_new_tokens = {rl.max_new_tokens}"
         repair = ("rl.thinking_budget", [max(1, rl.max_new_tokens // 2), None])
         yield Problem("rl.thinking_budget", "rl.thinking_budget", rl.thinking_budget, message, (repair,))
+    if rl.engine == "sglang" and rl.server.update != "disk":
+        message = "can't be done with rl.engine = sglang: its broadcast is not spoken here"
+        by_disk = ("rl.server.update", ["disk"])
+        yield Problem("rl.server.update", "rl.server.update", rl.server.update, message, (by_disk,))
     if rl.max_new_tokens >= config.data.pack_tokens:
         message = f"does not fit data.pack_tokens = {config.data.pack_tokens}"
         half = ("rl.max_new_tokens", [config.data.pack_tokens // 2])

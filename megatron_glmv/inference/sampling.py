@@ -35,7 +35,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, numbers: Sequence[int]) -> None:
         self.sampling = sampling
-        self._generators = [torch.Generator().manual_seed(_seed(sampling.seed, number)) for number in numbers]
+        self._generators = [torch.Generator().manual_seed(seed_of(sampling.seed, number)) for number in numbers]
 
     def pick(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
         """logits [R, W] fp32 of the prompts `rows` -> [R] int64 on the CPU."""
@@ -46,7 +46,7 @@ class Sampler:
         return torch.cat(drawn)
 
 
-def _seed(seed: int, number: int) -> int:
+def seed_of(seed: int, number: int) -> int:
     """32 bits of both: torch's CPU generator drops all above them, so that a shifted seed would be no seed."""
     return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:4], "big")
 

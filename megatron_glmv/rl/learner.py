@@ -101,6 +101,16 @@ class Learner:
             "importance": measured["importance"] / tokens,
         }
 
+    def check(self, groups: Sequence[Group]) -> Drift:
+        """The answer on which the engine and the trained model differ most, training none. Raises DriftError."""
+        answers = [Answer(group, rollout, 1.0) for group in groups for rollout in group.rollouts]
+        budget, topology = self.config.data.pack_tokens, self.trainer.groups.topology
+        batch = lay_out_packs(answers, self.rl.loss_mean, budget, topology.data, self.multiple, self.cost)
+        policy = PolicyLoss(self.rl, targets_of(batch, budget), self.trainer.groups.cp)
+        with torch.no_grad():
+            self.trainer.forward_backward(self._packs(batch), policy.remember, forward_only=True)
+        return self._gate(policy)
+
     def _packs(self, batch: MiniBatch) -> list[PackedBatch]:
         """This replica's micro-batches, made by one of its ranks."""
         replica = self.trainer.groups.dp_rank

@@ -100,3 +100,18 @@ def first_of_each(prompts: Sequence[RLPrompt], count: int) -> list[RLPrompt]:
         if taken[task] <= count:
             chosen.append(prompt)
     return chosen
+
+
+def probes(prompts: Sequence[RLPrompt], count: int) -> list[RLPrompt]:
+    """Prompts that compare an engine with the trained model: as many with media as without, the first of the file."""
+    seen: dict[bool, list[RLPrompt]] = {True: [], False: []}
+    for prompt in prompts:
+        seen[
+            any(
+                not isinstance(message["content"], str) and len(message["content"]) > 1
+                for message in prompt.question.messages
+            )
+        ].append(prompt)
+    half = max(count - len(seen[False]), -(-count // 2))
+    chosen = seen[True][:half]
+    return chosen + seen[False][: count - len(chosen)]

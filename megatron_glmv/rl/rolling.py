@@ -18,8 +18,7 @@ from megatron_glmv.rl.group import Group
 from megatron_glmv.rl.prompts import RLPrompt
 from megatron_glmv.rl.rewards.registry import Judge
 from megatron_glmv.rl.rewards.types import Item
-from megatron_glmv.rl.rollout.contract import Rollout
-from megatron_glmv.rl.rollout.in_process import ForceAnswer, Request, RolloutEngine
+from megatron_glmv.rl.rollout.contract import ForceAnswer, Request, Rollout, RolloutSource
 
 HELD_OUT_SEED = 20250701
 """Two runs are evaluated with the same draws."""
@@ -31,7 +30,7 @@ class Roller:
     def __init__(
         self,
         config: RLConfig,
-        engine: RolloutEngine,
+        engine: RolloutSource,
         builder: PromptBuilder,
         judge: Judge,
         seed: int,
@@ -45,13 +44,21 @@ class Roller:
             self.force = ForceAnswer.of(engine.tokenizer, template, config.thinking_budget)
 
     def roll(
-        self, prompts: Sequence[RLPrompt], first: int, each: int, *, greedy: bool = False, seed: int | None = None
+        self,
+        prompts: Sequence[RLPrompt],
+        first: int,
+        each: int,
+        *,
+        greedy: bool = False,
+        seed: int | None = None,
+        judged: bool = True,
     ) -> list[Group]:
         """`each` answers to every prompt; the rollouts are numbered from `first`, which seeds their draws. A prompt
-        that can't be used has a group without answers."""
+        that can't be used has a group without answers. judged=False: every reward is 0."""
         rank, world = dist.get_rank(), dist.get_world_size()
         mine = range(rank, len(prompts), world)
-        made = self._share({i: prompts[i] for i in mine}, first, each, greedy, self.seed if seed is None else seed)
+        seed = self.seed if seed is None else seed
+        made = self._share({i: prompts[i] for i in mine}, first, each, greedy, seed, judged)
         if world == 1:
             return [made[i] for i in mine]
         everyone: list[dict[int, Group]] = [{}] * world
@@ -69,7 +76,7 @@ class Roller:
         return built
 
     def _share(
-        self, prompts: Mapping[int, RLPrompt], first: int, each: int, greedy: bool, seed: int
+        self, prompts: Mapping[int, RLPrompt], first: int, each: int, greedy: bool, seed: int, judged: bool
     ) -> dict[int, Group]:
         built: dict[int, Prompt] = {}
         made: dict[int, Group] = {}
@@ -93,8 +100,11 @@ class Roller:
         for i, answers in by_place.items():
             if answers[0].finish == FAILED:
                 made[i] = _empty(prompts[i], answers[0].error)
-        judged = self._judge({i: answers for i, answers in by_place.items() if i not in made}, prompts)
-        for i, (rewards, verifiers, seconds) in judged.items():
+        usable = {i: answers for i, answers in by_place.items() if i not in made}
+        found = (
+            dict.fromkeys(usable, ((0.0,) * each, ("",) * each, 0.0)) if not judged else self._judge(usable, prompts)
+        )
+        for i, (rewards, verifiers, seconds) in found.items():
             grids = [medium.plan.grid for medium in built[i].media]
             made[i] = replace(
                 _empty(prompts[i], ""),

@@ -1,4 +1,4 @@
-"""Reinforcement learning with curriculum sampling (arXiv 2507.01006, section 5), rolled out in process."""
+"""Reinforcement learning with curriculum sampling (arXiv 2507.01006, section 5); rollouts in process or by servers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ from megatron_glmv.rl.batch import AnswerPacks
 from megatron_glmv.rl.curriculum import Curriculum
 from megatron_glmv.rl.learner import Learner
 from megatron_glmv.rl.loop import RLParts, train
-from megatron_glmv.rl.prompts import first_of_each, load_prompts
+from megatron_glmv.rl.prompts import first_of_each, load_prompts, probes
 from megatron_glmv.rl.rewards.registry import Judge
 from megatron_glmv.rl.rolling import Roller
-from megatron_glmv.rl.rollout.in_process import RolloutEngine
+from megatron_glmv.rl.rollout.connect import connect
+from megatron_glmv.rl.rollout.contract import EngineWeights, RolloutSource
+from megatron_glmv.rl.rollout.in_process import InProcessWeights, RolloutEngine
 from megatron_glmv.rl.rollout.weights import WeightSync, whole_model
 from megatron_glmv.rl.state import RLState
 from megatron_glmv.stages.parts import build_trainer, make_checkpoints, start_sinks
@@ -101,6 +103,18 @@ def find_tokenizer(config: Config, run_dir: Path) -> Tokenizer:
     raise ConfigError("data.tokenizer", config.data.tokenizer, f"no tokenizer is in {tried}", "name its directory")
 
 
+def _engine(
+    config: Config, run_dir: Path, session: Session, trainer: Trainer, tokenizer: Tokenizer, files: MediaFiles
+) -> tuple[RolloutSource, EngineWeights]:
+    """What answers, and how it is kept at the trained weights."""
+    device, groups = session.device, session.groups
+    if config.rl.engine != "inprocess":
+        return connect(config, run_dir, trainer.chunks, groups, tokenizer, files, device)
+    model = whole_model(config, groups, backend=session.backend, device=device)
+    engine = RolloutEngine(model, tokenizer, files, STOP_TOKENS[config.data.template], device)
+    return engine, InProcessWeights(WeightSync(trainer.chunks, model, groups, device), engine)
+
+
 def _train(
     config: Config,
     run_dir: Path,
@@ -162,18 +176,18 @@ def assemble(
         curriculum.load(state.curriculum)
 
     files = MediaFiles(config.data, config.model.vision, device)
-    model = whole_model(config, session.groups, backend=session.backend, device=device)
-    engine = RolloutEngine(model, tokenizer, files, STOP_TOKENS[config.data.template], device)
     budget = config.data.pack_tokens
+    engine, weights = _engine(config, run_dir, session, trainer, tokenizer, files)
     roller = Roller(rl, engine, PromptBuilder(tokenizer, files), judge, config.train.seed, budget)
     learner = Learner(config, trainer, roller, pool, AnswerPacks(files, tokenizer.pad, budget, rl.loss_mean))
-    weights = WeightSync(trainer.chunks, model, session.groups, device)
+    probe = probes(list(pool.values()), rl.server.probe) if rl.engine != "inprocess" else []
 
     def sync() -> None:
         trainer.start_reading_weights()
-        weights()
+        weights.sync()
         trainer.done_reading_weights()
-        engine.forget()
+        if probe:
+            learner.check(roller.roll(probe, 0, 1, greedy=True, judged=False))
 
     return RLParts(
         config=config,

@@ -21,9 +21,11 @@ SIZES = {"a.png": (32, 24), "b.png": (32, 24), "c.png": (24, 40)}
 """Pictures by name: width, height. A token of the tiny model covers 8 x 8 pixels."""
 
 
-def answering_config(run_dir: Path, precision: str = "fp32") -> Config:
+def answering_config(run_dir: Path, precision: str = "fp32", head_dim: int = 16) -> Config:
     """Weights wide enough for a random model to say different things: logits differ by far more than rounding."""
-    model = replace(tiny.MODEL, text=replace(tiny.TEXT, vocab=VOCAB, init_std=0.2))
+    section = {16: (1, 1, 2), 32: (2, 3, 3)}[head_dim]
+    text = replace(tiny.TEXT, vocab=VOCAB, init_std=0.2, head_dim=head_dim, mrope_section=section)
+    model = replace(tiny.MODEL, text=text)
     data = DataConfig(
         path=str(run_dir / "data" / "train"), image_min_pixels=512, video_min_pixels=512, video_fps=4.0, pack_tokens=256
     )
@@ -46,11 +48,11 @@ def write_media(folder: Path) -> None:
             container.mux(stream.encode(None))
 
 
-def make_answering_run(run_dir: Path, precision: str = "fp32") -> Path:
+def make_answering_run(run_dir: Path, precision: str = "fp32", head_dim: int = 16) -> Path:
     """Writes config.yaml, data/tokenizer, data/media and checkpoints/step_3; returns the checkpoint's directory."""
     from megatron_glmv.stages.session import single_process
 
-    config = answering_config(run_dir, precision)
+    config = answering_config(run_dir, precision, head_dim)
     train_tokenizer(WORDS, run_dir / "data" / "tokenizer", VOCAB)
     write_media(run_dir / "data" / "media")
     (run_dir / "config.yaml").write_text(yaml.safe_dump(to_json(config)))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
-import socket
-import threading
 import time
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from megatron_glmv.config.errors import ConfigError
+from megatron_glmv.rl.http import request
 
 MAX_REPLY = 1 << 20
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
@@ -64,35 +62,11 @@ class Endpoint:
             pause *= 2
 
     def _post(self, body: bytes, deadline: float) -> tuple[int, bytes]:
-        url = urlsplit(self.base_url)
-        kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-        left = max(0.01, deadline - time.monotonic())
-        connection = kind(str(url.hostname), url.port, timeout=left)
         headers = {"Content-Type": "application/json"}
         if self.key_env:
             headers["Authorization"] = f"Bearer {os.environ.get(self.key_env, '')}"
-        try:
-            connection.connect()
-            # a socket's timeout restarts with every byte: a server that drips would never run into it. The socket is
-            # held here because the connection lets go of it as soon as the head of an HTTP/1.0 answer has come
-            watch = threading.Timer(left, _cut, (connection.sock,))
-            watch.daemon = True
-            watch.start()
-        except OSError:
-            connection.close()
-            raise
-        try:
-            connection.request("POST", f"{url.path.rstrip('/')}/chat/completions", body, headers)
-            response = connection.getresponse()
-            return response.status, response.read(MAX_REPLY)
-        finally:
-            watch.cancel()
-            connection.close()
-
-
-def _cut(held: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        held.shutdown(socket.SHUT_RDWR)
+        url = f"{self.base_url.rstrip('/')}/chat/completions"
+        return request("POST", url, body, headers, deadline - time.monotonic(), MAX_REPLY)
 
 
 def _text(reply: bytes) -> str:

@@ -14,37 +14,12 @@ import torch
 from megatron.core.inference.contexts import StaticInferenceContext
 
 from megatron_glmv.data.errors import SampleError
-from megatron_glmv.data.template import GLM45V
-from megatron_glmv.data.tokenizer import Tokenizer
 from megatron_glmv.inference.completion import FAILED, LENGTH, STOP
 from megatron_glmv.inference.engine import Engine, continued, equal_lengths
 from megatron_glmv.inference.features import Features
-from megatron_glmv.inference.prompts import Prompt
 from megatron_glmv.inference.sampling import Sampler, Sampling
-from megatron_glmv.rl.rollout.contract import Rollout
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt to be answered once for each of `numbers`."""
-
-    id: str
-    prompt: Prompt
-    numbers: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ForceAnswer:
-    """After `budget` tokens without the end of the thinking, these tokens are inserted (arXiv 2507.01006, section 5.3:
-    the model then gives an answer and is rewarded for it)."""
-
-    budget: int
-    tokens: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer, template: str, budget: int) -> ForceAnswer:
-        opening = tokenizer.encode("\n") if template == GLM45V else [tokenizer.special("<answer>")]
-        return cls(budget, (tokenizer.special("</think>"), *opening))
+from megatron_glmv.rl.rollout.contract import ForceAnswer, Request, Rollout
+from megatron_glmv.rl.rollout.weights import WeightSync
 
 
 @dataclass
@@ -180,6 +155,20 @@ class RolloutEngine(Engine):
             row.add(token, logprob, not inserted)
             row.ended = not inserted and token in self.stop_ids
         return tokens
+
+
+class InProcessWeights:
+    """The engine's model as a copy of the trained one."""
+
+    def __init__(self, copy: WeightSync, engine: RolloutEngine) -> None:
+        self.copy, self.engine = copy, engine
+
+    def sync(self) -> None:
+        self.copy()
+        self.engine.forget()
+
+    def verify(self) -> None:
+        self.copy.verify()
 
 
 def _take_rows(context: Any, rows: torch.Tensor) -> None:

@@ -50,7 +50,7 @@ class Piece:
         return count
 
 
-def _piece(shard: ShardedTensor) -> Piece:
+def piece_of(shard: ShardedTensor) -> Piece:
     shape = (1,) * shard.prepend_axis_num + tuple(shard.data.shape)
     return Piece(shard.key, tuple(shard.global_offset), shape, str(shard.data.dtype))
 
@@ -58,6 +58,11 @@ def _piece(shard: ShardedTensor) -> Piece:
 def _sharded(chunks: list[Any], metadata: dict[str, Any]) -> Iterator[ShardedTensor]:
     for chunk in chunks:
         yield from shards(model_state(chunk, metadata))
+
+
+def main_shards(chunks: list[Any], metadata: dict[str, Any]) -> list[ShardedTensor]:
+    """What this rank is the first to hold."""
+    return [shard for shard in _sharded(chunks, metadata) if is_main_replica(shard.replica_id)]
 
 
 def whole_model(config: Config, groups: Groups, *, backend: str, device: torch.device) -> Any:
@@ -78,7 +83,7 @@ class WeightSync:
         self._whole: dict[str, list[ShardedTensor]] = {}
         for shard in _sharded([model], alone):
             self._whole.setdefault(shard.key, []).append(shard)
-        mine = [_piece(shard) for shard in self._mine()]
+        mine = [piece_of(shard) for shard in self._mine()]
         self._pieces: list[list[Piece]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(self._pieces, mine)
         sent = sum(piece.numel for pieces in self._pieces for piece in pieces)
@@ -89,7 +94,7 @@ class WeightSync:
     def _mine(self) -> list[ShardedTensor]:
         """What this rank is the first to hold. Made anew each time: a checkpoint that was loaded, or an optimizer, may
         have put other tensors there."""
-        return [s for s in _sharded(self.chunks, self._metadata) if is_main_replica(s.replica_id)]
+        return main_shards(self.chunks, self._metadata)
 
     @torch.no_grad()
     def __call__(self) -> None:
@@ -115,7 +120,7 @@ class WeightSync:
         wrong = [
             shard.key
             for shard in self._mine()
-            if not torch.equal(self._target(_piece(shard)).reshape(-1), shard.data.reshape(-1))
+            if not torch.equal(self._target(piece_of(shard)).reshape(-1), shard.data.reshape(-1))
         ]
         found: list[tuple[list[str], str]] = [([], "")] * dist.get_world_size()
         dist.all_gather_object(found, (wrong, self._digest()))
@@ -137,7 +142,7 @@ class WeightSync:
     def _target(self, piece: Piece) -> torch.Tensor:
         """The box of the whole model that a piece belongs to, as a view."""
         for shard in self._whole[piece.key]:
-            whole = _piece(shard)
+            whole = piece_of(shard)
             start = [o - w for o, w in zip(piece.offset, whole.offset, strict=True)]
             inside = zip(start, piece.shape, whole.shape, strict=True)
             if all(s >= 0 and s + n <= w for s, n, w in inside):
