@@ -135,7 +135,7 @@ def _train(
         checkpoints.save(at.step, trainer.chunks, trainer.optimizer, at.to_json())
         trainer.done_reading_weights()
 
-    parts = assemble(config, session, trainer, tokenizer, judge, state, save, stop, watchdog)
+    parts = assemble(config, session, trainer, tokenizer, judge, state, save, stop, watchdog, run_dir)
     recorder = None
     if dist.get_rank() == 0:
         sinks = start_sinks(config, run_dir, state.step, Path(rl.prompts))
@@ -165,6 +165,7 @@ def assemble(
     save: Callable[[RLState], None],
     stop: StopRequest,
     watchdog: Watchdog,
+    run_dir: Path = Path(),
 ) -> RLParts:
     """What the loop runs, without a recorder: prompts, curriculum, engine, learner. Raises DataError."""
     rl, device = config.rl, session.device
