@@ -32,6 +32,7 @@ OPTIONAL = {
     "transformers": "verify",
     "py3langid": "prepare",
     "apex": "",
+    "vllm": "",  # imported by the server's workers alone, in an environment of their own
     "amp_C": "",
     "fused_weight_gradient_mlp_cuda": "",
 }
