@@ -5,7 +5,8 @@
         --out runs/study/runs
 
 Every run is a process of its own that runs the loop of `stage=rlcs` until the mean of two neighbouring evaluations
-reaches --target, or for --minutes or --rollouts. Its result is one JSON file; a file that exists is not made again, so
+reaches --target, or for --minutes (of CPU time) or --rollouts. Its result is one JSON file; one that exists is not made
+again, so that
 a study that was stopped goes on where it was. `--only NAMES` runs some arms, `--report` only tells of what is there.
 
 A method is compared at the learning rate, of --rates, where it needs the fewest rollouts. Rollouts are all that were
@@ -22,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from rlcs_pool import PRELOAD, study_config
@@ -43,12 +45,18 @@ ARMS: dict[str, tuple[str, ...]] = {
     "expansion only, budget": (*UNIFORM, "rl.expansion.reading=budget"),
     "rlcs, token mean": (*CURRICULUM, "rl.expansion.reading=budget", "rl.loss_mean=token"),
     "random rewards": (*CURRICULUM, "rl.expansion.reading=budget", "rl.random_rewards=true"),
+    "thinking": (*CURRICULUM, "rl.expansion.reading=budget", "rl.thinking=true"),
+    "thinking, forced": (*CURRICULUM, "rl.expansion.reading=budget", "rl.thinking=true", "rl.thinking_budget=8"),
 }
 """What distinguishes each from the others; `rlcs` is the reading that keeps the rollouts fixed, as conf/rl has it."""
 COMPARED = ("uniform", "dapo", "rlcs", "rlcs rollouts")
 """Run at every rate; the others at the best one of `rlcs`, those without a curriculum at that of `uniform`."""
-CONTROL = "random rewards"
-"""Has no target: it runs for --control steps."""
+THINKING = ("thinking", "thinking, forced")
+"""Only with `--only`: they need a start that thinks, and `--set rl.max_new_tokens=N`, N shorter than its thoughts."""
+FIXED = ("random rewards", *THINKING)
+"""Have no target: they run for --control steps."""
+COMPOSING = Lock()
+"""Hydra composes one configuration at a time."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class Spec:
     steps: int
     most_rollouts: int
     seconds: float
+    """Of CPU time: a busy machine must not end a run earlier."""
 
     @property
     def file(self) -> str:
@@ -73,7 +82,6 @@ class Course:
 
     def __init__(self, spec: Spec) -> None:
         self.spec, self.records, self.reached = spec, list[Json](), False
-        self.started = time.monotonic()
 
     def step(self, record: Json) -> None:
         self.records.append(record)
@@ -82,14 +90,14 @@ class Course:
             self.reached = (points[-1] + points[-2]) / 2 >= self.spec.target
 
     def __bool__(self) -> bool:
-        late = time.monotonic() - self.started > self.spec.seconds
+        late = time.process_time() > self.spec.seconds
         spent = bool(self.records) and self.records[-1]["rollouts"] >= self.spec.most_rollouts
         return self.reached or late or spent
 
     def result(self, cpu_seconds: float) -> Json:
         last = self.records[-1]
         keys = ("step", "rollouts", "heldout_reward", "heldout_greedy", "rollouts_heldout")
-        mean = {key: _mean(self.records, key) for key in ("valid_groups", "entropy", "forced_answers", "answer_tokens")}
+        mean = {key: _mean(self.records, key) for key in MEANS}
         return {
             **vars(self.spec),
             "reached": self.reached,
@@ -104,9 +112,26 @@ class Course:
         }
 
 
+MEANS = ("reward_mean", "valid_groups", "entropy", "forced_answers", "cut_answers", "answer_tokens")
+
+
 def _mean(records: Sequence[Json], key: str) -> float | None:
     values = [line[key] for line in records if key in line]
     return sum(values) / len(values) if values else None
+
+
+def remember_pixels(files: Any) -> None:
+    """Files are decoded once in a run, by Pillow: a third of a short run would be decoding and DALI's start."""
+    known: dict[str, Any] = {}
+    decode = files.decode
+    files._decoder._dali = None
+
+    def once(media: Sequence[Any]) -> list[Any]:
+        missing = {m.key: m for m in media if m.key not in known}
+        known.update(zip(missing, decode(list(missing.values())) if missing else (), strict=True))
+        return [known[m.key] for m in media]
+
+    files.decode = once
 
 
 def run_one(config: Any, spec: Spec, context: RankContext) -> Json:
@@ -130,6 +155,7 @@ def run_one(config: Any, spec: Spec, context: RankContext) -> Json:
         state = RLState()
         watchdog = Watchdog(config.watchdog_s, 0)
         parts = assemble(config, session, trainer, tokenizer, judge, state, lambda at: None, course, watchdog)
+        remember_pixels(parts.roller.builder.files)
         train(replace(parts, recorder=course), state)
         made: Json = course.result(time.process_time())
         return made
@@ -148,7 +174,8 @@ def make(spec: Spec, given: argparse.Namespace) -> Json:
     if path.exists():
         found: Json = json.loads(path.read_text(encoding="utf-8"))
         return found
-    config = study_config(given.pool, given.start, given.tokenizer, overrides(spec, given))
+    with COMPOSING:
+        config = study_config(given.pool, given.start, given.tokenizer, overrides(spec, given))
     try:
         (result,) = launch(partial(run_one, config, spec), 1, preload=PRELOAD)
     except RankFailed as error:  # a rate at which it diverges is a result
@@ -167,15 +194,14 @@ def plan(given: argparse.Namespace, done: Sequence[Json] | None) -> list[Spec]:
     """The runs of the methods that are compared; with their results `done`, those of the other arms."""
 
     def spec(arm: str, rate: float, seed: int) -> Spec:
-        control = arm == CONTROL
-        target, steps = (None, given.control) if control else (given.target, 100_000)
+        target, steps = (None, given.control) if arm in FIXED else (given.target, 100_000)
         return Spec(arm, rate, seed, target, steps, given.rollouts, given.minutes * 60.0)
 
     seeds = range(1, given.seeds + 1)
     if done is None:  # all methods seed by seed: a study that is stopped early has as many of each
         return [spec(arm, rate, seed) for seed in seeds for rate in given.rates for arm in COMPARED]
     best = {arm: best_rate([line for line in done if line["arm"] == arm], given.rates[0]) for arm in COMPARED}
-    others = [arm for arm in ARMS if arm not in COMPARED]
+    others = [arm for arm in ARMS if arm not in COMPARED and (given.only or arm not in THINKING)]
     return [
         spec(arm, best["uniform"] if ARMS[arm][0] == UNIFORM[0] else best["rlcs"], seed)
         for seed in seeds
@@ -202,7 +228,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rates", type=float, nargs="+", default=[6e-5, 1.2e-4])
     parser.add_argument("--target", type=float, default=0.6, help="held-out reward to reach, chosen beforehand")
-    parser.add_argument("--minutes", type=float, default=3.0, help="most of a run")
+    parser.add_argument("--minutes", type=float, default=3.0, help="CPU minutes, most of a run")
     parser.add_argument("--rollouts", type=int, default=12_000, help="most of a run")
     parser.add_argument("--control", type=int, default=30, help="steps of the run with random rewards")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
