@@ -22,6 +22,7 @@ def demo(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_the_demo_trains_on_two_layouts_asks_and_reports(tmp_path: Path) -> None:
     short = ("--samples", "400", "--steps", "6", "--four-ranks", "3", "--limit", "2")
+    short += ("--noisy-steps", "2", "--rlcs-steps", "2")
     done = demo(tmp_path, *short)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "runs" / "demo"
@@ -32,6 +33,9 @@ def test_the_demo_trains_on_two_layouts_asks_and_reports(tmp_path: Path) -> None
     for shown in ("tensor 2, pipeline 2, expert 2", "above chance", "shuffled", "cycle_next", "report.html"):
         assert shown in done.stdout
     assert (run / "report.html").stat().st_size > 10_000
+    lines = [json.loads(line) for line in (tmp_path / "runs" / "demo_rlcs" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2] and "heldout_reward" in lines[0] and "loss" not in lines[0]
+    assert "Reinforcement learning" in (tmp_path / "runs" / "demo_rlcs" / "report.html").read_text()
     again = demo(tmp_path, *short)
     assert again.returncode == 0 and "found data_cache/demo" in again.stdout
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 6
