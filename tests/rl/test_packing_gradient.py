@@ -87,7 +87,7 @@ def distances(config: Config, budgets: tuple[int, ...]) -> tuple[list[float], li
                 for a in (batch.answers[i] for i in pack)
             ]
             packed = iter([collate(samples, budget, 0, tiny.VISION.patch_values)])
-            output, loss_of = forward_micro_batch(policy, torch.device("cpu"), (0, 1), packed, model)
+            output, loss_of = forward_micro_batch(policy, None, torch.device("cpu"), (0, 1), packed, model)
             share = batch.weight if not own else len(pack) * len(batch.packs)
             (loss_of(output)[0] / share).backward()
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
