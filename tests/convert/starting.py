@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 from reference import Barrier, declare_operators, fill, prove_barrier
 
 TEXT = {
-    "vocab_size": 128,
+    "vocab_size": 512,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
