@@ -56,7 +56,7 @@ _DOMAINS = {
 }
 WEIGHTS = {
     PRETRAIN: {"still": 12, "text": 2, **{kind: n for kind, n in _DOMAINS.items() if kind not in LATER}},
-    LONG: {**SHARES, pages.DOCUMENT: 2, pages.PAGES: 2, **_DOMAINS},
+    LONG: {**SHARES, "text": 3, pages.DOCUMENT: 2, pages.PAGES: 2, **_DOMAINS},
     SFT: {"still": 6, "chart": 1, "clip": 2, "lights": 2, "cycle": 1, "text": 3, **_DOMAINS},
 }
 """Samples of each kind relative to one another. A long document has as many tokens as twenty others."""
