@@ -33,7 +33,7 @@ NOT_NEGATIVE = {  # numbers that may be 0
     "train": "seed val_every",
     "checkpoint": "every",
     "cluster": "gpus_per_node notice max_requeues max_failures",
-    "rl": "heldout_every verify_weights_every clip_low clip_high",
+    "rl": "staleness heldout_every verify_weights_every clip_low clip_high",
     "rl.curriculum": "floor grade label_weight",
     "rl.server": "retries probe",
 }

@@ -115,8 +115,14 @@ class RLConfig:
     """sample: mean over tokens of each answer, then over answers; token: over all tokens."""
     by_deviation: bool = True
     """Divide advantages by the group's standard deviation."""
+    staleness: int = 0
+    """1: the next iteration is rolled out while the present one is trained, with weights one step older (needs
+    `tis_cap`). 0: one after the other."""
     tis_cap: float | None = None
     """Cap of the importance weight between engine and training model; null: none is applied."""
+    routing_replay: bool = False
+    """Train with the experts that the rollout chose for each token, of which the engine tells (in process; models with
+    experts)."""
     drift_limit: float | None = None
     """Mean difference of log-probabilities between engine and training model over an answer that stops the run; null:
     1e-3 in fp32, 0.5 in bf16."""

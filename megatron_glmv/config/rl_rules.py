@@ -28,6 +28,24 @@ def rl_rules(config: Config, world: int | None) -> Iterator[Problem]:
         message = f"leaves no room for an answer in max_new_tokens = {rl.max_new_tokens}"
         repair = ("rl.thinking_budget", [max(1, rl.max_new_tokens // 2), None])
         yield Problem("rl.thinking_budget", "rl.thinking_budget", rl.thinking_budget, message, (repair,))
+    if rl.routing_replay and (rl.engine != "inprocess" or config.model.text.moe is None):
+        where = "rl.engine = inprocess" if rl.engine != "inprocess" else "a model with experts"
+        off = ("rl.routing_replay", [False])
+        yield Problem("rl.routing_replay", "rl.routing_replay", True, f"needs {where}", (off,))
+    if rl.routing_replay and config.train.moe_router_fusion:
+        off = ("train.moe_router_fusion", [False])
+        message = "chooses experts in a kernel that can't be told which (rl.routing_replay)"
+        yield Problem("rl.routing_fusion", "train.moe_router_fusion", True, message, (off,))
+    if rl.staleness > 1:
+        message = "is more than one step: rollouts are made for the next iteration alone"
+        yield Problem("rl.staleness", "rl.staleness", rl.staleness, message, (("rl.staleness", [1, 0]),))
+    if rl.staleness and rl.tis_cap is None:
+        message = "needs a cap: rollouts of older weights are weighted by importance"
+        yield Problem("rl.tis_cap", "rl.tis_cap", None, message, (("rl.tis_cap", [2.0]), ("rl.staleness", [0])))
+    if rl.staleness and rl.expansion.reading == "refill":
+        message = "goes on until enough groups are valid, which is not known ahead (rl.staleness = 1)"
+        other = ("rl.expansion.reading", ["budget", "rollouts"])
+        yield Problem("rl.staleness.refill", "rl.expansion.reading", "refill", message, (other,))
     if rl.engine == "sglang" and rl.server.update != "disk":
         message = "can't be done with rl.engine = sglang: its broadcast is not spoken here"
         by_disk = ("rl.server.update", ["disk"])

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.router import TopKRouter
 
+from megatron_glmv.model.replay import Chooser
+
 
 def segment_of_token(cu_seqlens: torch.Tensor) -> torch.Tensor:
     """[S + 1] -> [T] int64: 0 .. S - 1, the segment of each token of a pack."""
@@ -22,16 +24,20 @@ def segment_of_token(cu_seqlens: torch.Tensor) -> torch.Tensor:
     return torch.arange(len(lengths), device=cu_seqlens.device).repeat_interleave(lengths)
 
 
-def routing_mask(padding: torch.Tensor, segments: torch.Tensor, count: int) -> torch.Tensor:
+def routing_mask(
+    padding: torch.Tensor, segments: torch.Tensor, count: int, replayed: torch.Tensor | None = None
+) -> torch.Tensor:
     """What a router has to know of each token: [R, T] bool, to be given to the model as its `padding_mask`.
 
     padding [T] bool, segments [T] int64 below `count`. Row 0 is the padding, the others are the binary digits of the
     segment, lowest first. megatron-core hands a router nothing beside hidden states but one boolean mask of tokens;
     that goes with its tokens through recomputation and pipeline schedules, which what is set on a module does not.
-    Splitting tokens among ranks (sequence or context parallel) is slicing the last axis.
+    Splitting tokens among ranks (sequence or context parallel) is slicing the last axis. `replayed` [rows, T]: choices
+    of experts (replay.py), behind row 0.
     """
     digits = torch.arange(max(count - 1, 0).bit_length(), device=segments.device)
-    return torch.cat([padding[None], (segments >> digits[:, None] & 1).bool()])
+    rows = [padding[None]] if replayed is None else [padding[None], replayed]
+    return torch.cat([*rows, (segments >> digits[:, None] & 1).bool()])
 
 
 def read_routing_mask(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -65,6 +71,7 @@ class BalancedRouter(TopKRouter):
 
     def __init__(self, config: Any, pg_collection: Any = None) -> None:
         super().__init__(config=config, pg_collection=pg_collection)
+        self.router_replay = Chooser()
         self.balance_scale = 0.0
         self.balance_share = 1.0
         self.balance_coefficient = float(config.glmv_balance_loss)
@@ -92,7 +99,7 @@ class BalancedRouter(TopKRouter):
         E]."""
         padding, segments, count = None, None, 1
         if padding_mask is not None:
-            padding, segments, count = read_routing_mask(padding_mask)
+            padding, segments, count = read_routing_mask(self.router_replay.take(padding_mask))
         probs, routing_map = super().routing(logits, padding)
         if self.training and torch.is_grad_enabled() and self.balance_coefficient:
             loss = self.balance_loss(logits.view(-1, self.num_experts), padding, segments, count)

@@ -11,6 +11,7 @@ from megatron_glmv.config.rl import RLConfig
 from megatron_glmv.config.schema import Config
 from megatron_glmv.data.cost import Cost
 from megatron_glmv.data.types import Json, PackedBatch
+from megatron_glmv.model.replay import replay, take_differing
 from megatron_glmv.parallel.groups import device_sum
 from megatron_glmv.rl.advantage import group_advantages
 from megatron_glmv.rl.batch import Answer, AnswerPacks, MiniBatch, Targets, lay_out_packs, targets_of
@@ -18,12 +19,19 @@ from megatron_glmv.rl.group import Group
 from megatron_glmv.rl.loss import MEASURED, Drift, PolicyLoss
 from megatron_glmv.rl.prompts import RLPrompt
 from megatron_glmv.rl.rolling import Roller
+from megatron_glmv.rl.rollout.routes import routes_of, rows_of
 from megatron_glmv.train.feed import Feed
-from megatron_glmv.train.step import DivergedError, Trainer
+from megatron_glmv.train.step import DivergedError, Trainer, unwrap
 
 DRIFT_LIMITS = {"fp32": 1e-3, "bf16": 0.5, "fp8": 0.5}
 """Where `rl.drift_limit` is null. Sums in another order differ by 1e-5 in fp32; in bf16 a token whose router nearly
 ties may change its probability by a third."""
+
+
+STALE_LIMIT = 0.5
+"""The same for answers of weights one step older, in any precision: a step that moves an answer further is none that
+importance weights can correct. What the engine holds is then shown by comparing weights, and by the probe of
+servers."""
 
 
 class DriftError(DivergedError):
@@ -43,13 +51,17 @@ class Learner:
         self.cost = Cost.of(config.model)
         topology = groups.topology
         self.multiple = topology.pipeline if topology.virtual_pipeline > 1 else 1
+        self.rows = rows_of(config.model.text) if config.rl.routing_replay else None
+        if self.rows is not None:
+            replay([unwrap(chunk) for chunk in trainer.chunks], self.rows)
 
     @property
     def rl(self) -> RLConfig:
         return self.config.rl
 
-    def learn(self, groups: Sequence[Group]) -> Json:
-        """`rl.updates` optimizer steps on the answers of these groups. Raises DriftError before the first."""
+    def learn(self, groups: Sequence[Group], *, stale: bool = False) -> Json:
+        """`rl.updates` optimizer steps on the answers of these groups. Raises DriftError before the first. `stale`:
+        they are answers of older weights, whose probabilities differ for that."""
         answers = [answers_of(group, by_deviation=self.rl.by_deviation) for group in groups]
         topology = self.trainer.groups.topology
         batches = [
@@ -68,24 +80,26 @@ class Learner:
         for batch in batches:
             targets |= targets_of(batch, self.config.data.pack_tokens)
         policy = PolicyLoss(self.rl, targets, self.trainer.groups.cp)
+        self._replay(batches)
         ready = [self._packs(batch) for batch in batches]
         worst = Drift("", 0.0)
         if len(batches) > 1:
             with torch.no_grad():
                 for packs in ready:
                     self.trainer.forward_backward(packs, policy.remember, forward_only=True)
-            worst = self._gate(policy)
+            worst = self._gate(policy, stale)
         totals = [0.0] * len(MEASURED)
         loss, norm = 0.0, 0.0
         for number, (batch, packs) in enumerate(zip(batches, ready, strict=True)):
             collected = self.trainer.accumulate(packs, policy, batch.weight, None)
             if number == 0 and len(batches) == 1:
-                worst = self._gate(policy)
+                worst = self._gate(policy, stale)
             sums = self._sum(collected)
             loss += sums[0] / batch.weight / len(batches)
             totals = [a + b for a, b in zip(totals, sums, strict=True)]
             norm = max(norm, self.trainer.update())
         measured = dict(zip(MEASURED, totals, strict=True))
+        replayed = self._differing()
         tokens = max(measured["tokens"], 1.0)
         return {
             "loss": loss,
@@ -99,7 +113,21 @@ class Learner:
             "drift_mean": measured["drift"] / tokens,
             "drift_worst": worst.mean,
             "importance": measured["importance"] / tokens,
+            **replayed,
         }
+
+    def _replay(self, batches: Sequence[MiniBatch]) -> None:
+        """Has the trainer route every answer as it was rolled out."""
+        if self.rows is not None:
+            self.trainer.routes = routes_of(batches, self.config.data.pack_tokens, self.rows)
+
+    def _differing(self) -> Json:
+        """Share of tokens and layers in which the trained model's scores choose other experts than the rollout had."""
+        if self.rows is None:
+            return {}
+        mine = take_differing([unwrap(chunk) for chunk in self.trainer.chunks])
+        differing, replayed = device_sum(list(mine), None, self.trainer.device)
+        return {"routes_differing": differing / max(replayed, 1.0)}
 
     def check(self, groups: Sequence[Group]) -> Drift:
         """The answer on which the engine and the trained model differ most, training none. Raises DriftError."""
@@ -107,6 +135,7 @@ class Learner:
         budget, topology = self.config.data.pack_tokens, self.trainer.groups.topology
         batch = lay_out_packs(answers, self.rl.loss_mean, budget, topology.data, self.multiple, self.cost)
         policy = PolicyLoss(self.rl, targets_of(batch, budget), self.trainer.groups.cp)
+        self._replay([batch])
         with torch.no_grad():
             self.trainer.forward_backward(self._packs(batch), policy.remember, forward_only=True)
         return self._gate(policy)
@@ -131,14 +160,15 @@ class Learner:
         mine = torch.stack(collected).sum(dim=0).tolist() if counted and collected else [0.0] * len(MEASURED)
         return device_sum(mine, None, self.trainer.device)
 
-    def _gate(self, policy: PolicyLoss) -> Drift:
+    def _gate(self, policy: PolicyLoss, stale: bool = False) -> Drift:
         """The answer on which engine and training model differ most. Raises DriftError beyond the limit."""
         mine = max(policy.drifts, key=lambda drift: drift.mean, default=Drift("", 0.0))
         policy.drifts.clear()
         everyone = [mine] * dist.get_world_size()
         dist.all_gather_object(everyone, mine)
         worst = max(everyone, key=lambda drift: drift.mean)
-        limit = self.rl.drift_limit or DRIFT_LIMITS[self.config.precision.name]
+        usual = DRIFT_LIMITS[self.config.precision.name]
+        limit = self.rl.drift_limit or (max(usual, STALE_LIMIT) if stale else usual)
         if not worst.mean <= limit:
             raise DriftError(
                 f"engine and training model differ by {worst.mean:.3g} in the log-probabilities of answer "

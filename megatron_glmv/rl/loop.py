@@ -18,7 +18,8 @@ from megatron_glmv.resilience.signals import StopRequest
 from megatron_glmv.resilience.watchdog import Watchdog
 from megatron_glmv.rl import observe
 from megatron_glmv.rl.advantage import valid
-from megatron_glmv.rl.curriculum import Curriculum
+from megatron_glmv.rl.ahead import InBackground, Rolled, check_age
+from megatron_glmv.rl.curriculum import Cell, Curriculum
 from megatron_glmv.rl.expansion import expansion_ratio, most_balanced, plan
 from megatron_glmv.rl.group import Group
 from megatron_glmv.rl.learner import Learner
@@ -56,20 +57,29 @@ class RLParts:
 
 def train(parts: RLParts, state: RLState) -> Ending:
     """Runs from `state.step` as train/loop.py does. Equal on every rank."""
-    settings, rl, every = parts.config.train, parts.config.rl, parts.config.checkpoint.every
+    settings = parts.config.train
     last = min(settings.steps, settings.stop_step or settings.steps)
-    ending = Ending("finished" if last == settings.steps else f"stop_step {last}")
     parts.sync()
     parts.verify()
     if state.step == 0:
         _begin(parts, state)
+    background = InBackground()
+    try:
+        return _steps(parts, state, last, background)
+    finally:
+        background.close()
+
+
+def _steps(parts: RLParts, state: RLState, last: int, background: InBackground) -> Ending:
+    settings, rl, every = parts.config.train, parts.config.rl, parts.config.checkpoint.every
+    ending = Ending("finished" if last == settings.steps else f"stop_step {last}")
     while state.step < last:
         started = time.perf_counter()
         step = state.step + 1
         rate = learning_rate(step, settings.steps, parts.config.optim)
         set_learning_rate(parts.learner.trainer.optimizer, rate)
         parts.watchdog.beat(f"the rollouts of step {step}")
-        record = _iteration(parts, state, step, rate)
+        record = _iteration(parts, state, step, rate, background)
         parts.watchdog.settled()
         parts.watchdog.beat(f"what follows step {step}: weights, evaluation, records, checkpoint")
         parts.sync()
@@ -119,41 +129,45 @@ def _evaluate(parts: RLParts, state: RLState) -> Json:
     return {**held_out(parts.roller, parts.heldout, samples), "rollouts_heldout": state.evaluated}
 
 
-def _iteration(parts: RLParts, state: RLState, step: int, rate: float) -> Json:
-    """One iteration's record, all but its whole time."""
+def _iteration(parts: RLParts, state: RLState, step: int, rate: float, background: InBackground) -> Json:
+    """One iteration's record, all but its whole time. With `rl.staleness` the next one is rolled out meanwhile."""
     rl, curriculum = parts.config.rl, parts.curriculum
-    before, weights = curriculum.occupancy(), curriculum.weights(rl.groups)
-    hopeless = curriculum.best_valid_share() < rl.expansion.least_valid
-    applied = 1.0 if hopeless else state.ratio
-    chosen = plan(rl.groups, applied, rl.expansion.reading)
     began = time.perf_counter()
-    groups, failed = _roll(parts, state, step, chosen.rolled)
-    rolled_s = time.perf_counter() - began
+    rolled = Rolled.from_json(state.pending) if state.pending else _roll(parts, state, step)
+    state.pending = None
+    check_age(rolled, rl.staleness)
+    groups, applied = list(rolled.groups), rolled.applied
     drawn = [curriculum.cell(group.prompt) for group in groups]
     for group in groups:
         curriculum.record(group.prompt, group.rewards)
     observed = expansion_ratio(sum(valid(g.rewards) for g in groups), len(groups), rl.expansion.cap)
     state.ratio = rl.expansion.ema * state.ratio + (1 - rl.expansion.ema) * observed
-    kept = _kept(groups, chosen.trained, rl.expansion.reading)
-    learned = parts.learner.learn([groups[i] for i in kept])
+    kept = _kept(groups, rolled.trained, rl.expansion.reading)
+    rollouts, waited = state.rollouts, time.perf_counter() - began
+    finish = _roll_ahead(parts, state, step + 1, background) if _goes_ahead(parts, step) else None
+    learned = parts.learner.learn([groups[i] for i in kept], stale=rolled.staleness > 0)
+    began = time.perf_counter()
+    state.pending = finish().to_json() if finish else None
+    waited += time.perf_counter() - began
     state.tokens += learned["trained_tokens"]
     state.samples += len(kept) * rl.group_size
     ratio = {"ratio_applied": applied, "ratio_observed": observed, "expansion_ratio": state.ratio}
-    _log_groups(parts, observe.line(step, groups, drawn, kept, weights, ratio))
+    _log_groups(parts, observe.line(step, groups, drawn, kept, rolled.weights, ratio))
     return {
         "step": step,
         **learned,
         "lr": rate,
         "tokens": state.tokens,
         "samples": state.samples,
-        "rollouts": state.rollouts,
+        "rollouts": rollouts,
         "rollouts_graded": state.graded,
+        "staleness": rolled.staleness,
         "groups_rolled": len(groups),
         "groups_trained": len(kept),
         **ratio,
-        **observe.describe(groups, failed),
-        **observe.tiers(curriculum, before, drawn),
-        "data_wait_s": rolled_s,
+        **observe.describe(groups, rolled.failed),
+        **observe.tiers(curriculum, rolled.before, drawn),
+        "data_wait_s": waited,
     }
 
 
@@ -165,25 +179,71 @@ def _kept(groups: Sequence[Group], count: int, reading: str) -> list[int]:
     return most_balanced([group.rewards for group in groups], count)
 
 
-def _roll(parts: RLParts, state: RLState, step: int, count: int) -> tuple[list[Group], int]:
-    """Groups with answers, and how many prompts could not be used. With `refill`, draws on until `rl.groups` groups are
-    valid, the pool is used up or the batches are. Raises DataError where no prompt at all could be used."""
-    rl = parts.config.rl
+@dataclass(frozen=True)
+class _Draw:
+    """What an iteration is drawn by."""
+
+    before: tuple[int, ...]
+    weights: dict[Cell, float]
+    applied: float
+    rolled: int
+    trained: int
+
+
+def _draw(parts: RLParts, state: RLState) -> _Draw:
+    rl, curriculum = parts.config.rl, parts.curriculum
+    hopeless = curriculum.best_valid_share() < rl.expansion.least_valid
+    applied = 1.0 if hopeless else state.ratio
+    chosen = plan(rl.groups, applied, rl.expansion.reading)
+    before = tuple(curriculum.occupancy())
+    return _Draw(before, curriculum.weights(rl.groups), applied, chosen.rolled, chosen.trained)
+
+
+def _roll(parts: RLParts, state: RLState, step: int) -> Rolled:
+    """The groups of an iteration. With `refill`, draws on until `rl.groups` groups are valid, the pool is used up or
+    the batches are. Raises DataError where no prompt at all could be used."""
+    rl, draw = parts.config.rl, _draw(parts, state)
     batches = rl.expansion.refill_batches if rl.expansion.reading == "refill" else 1
     asked: list[str] = []
     groups: list[Group] = []
     for part in range(batches):
-        ids = parts.curriculum.draw(step, count, part, asked)
+        ids = parts.curriculum.draw(step, draw.rolled, part, asked)
         asked += ids
         groups += parts.roller.roll([parts.prompts[id] for id in ids], state.rollouts, rl.group_size)
         state.rollouts += len(ids) * rl.group_size
         if not ids or sum(valid(group.rewards) for group in groups if group.rewards) >= rl.groups:
             break
-    usable = [group for group in groups if group.rewards]
+    return _usable(parts, step, step - 1, draw, groups)
+
+
+def _goes_ahead(parts: RLParts, step: int) -> bool:
+    """Whether another iteration follows, in this attempt or (`stop_step`) a later one."""
+    return parts.config.rl.staleness > 0 and step < parts.config.train.steps
+
+
+def _roll_ahead(parts: RLParts, state: RLState, step: int, background: InBackground) -> Callable[[], Rolled]:
+    """Starts the rollouts of `step` while the step before it is trained: with the weights of two steps before. What is
+    returned waits for them, and is collective."""
+    draw, each = _draw(parts, state), parts.config.rl.group_size
+    prompts = [parts.prompts[id] for id in parts.curriculum.draw(step, draw.rolled, 0, [])]
+    first = state.rollouts
+    state.rollouts += len(prompts) * each
+    background.start(lambda: parts.roller.mine(prompts, first, each))
+
+    def finish() -> Rolled:
+        return _usable(parts, step, step - 2, draw, parts.roller.gather(background.result(), len(prompts)))
+
+    return finish
+
+
+def _usable(parts: RLParts, step: int, version: int, draw: _Draw, groups: list[Group]) -> Rolled:
+    usable = tuple(group for group in groups if group.rewards)
     if not usable:
         first = groups[0].error if groups else "the pool is empty"
-        raise DataError(rl.prompts, f"none of the {len(asked)} prompts of step {step} could be used: {first}")
-    return usable, len(groups) - len(usable)
+        prompts = parts.config.rl.prompts
+        raise DataError(prompts, f"none of the {len(groups)} prompts of step {step} could be used: {first}")
+    failed = len(groups) - len(usable)
+    return Rolled(step, version, usable, failed, draw.before, draw.weights, draw.applied, draw.trained)
 
 
 def _log_groups(parts: RLParts, line: Json) -> None:

@@ -55,16 +55,31 @@ class Roller:
     ) -> list[Group]:
         """`each` answers to every prompt; the rollouts are numbered from `first`, which seeds their draws. A prompt
         that can't be used has a group without answers. judged=False: every reward is 0."""
+        return self.gather(self.mine(prompts, first, each, greedy=greedy, seed=seed, judged=judged), len(prompts))
+
+    def mine(
+        self,
+        prompts: Sequence[RLPrompt],
+        first: int,
+        each: int,
+        *,
+        greedy: bool = False,
+        seed: int | None = None,
+        judged: bool = True,
+    ) -> dict[int, Group]:
+        """This rank's share of `roll`, by place; not collective."""
         rank, world = dist.get_rank(), dist.get_world_size()
-        mine = range(rank, len(prompts), world)
         seed = self.seed if seed is None else seed
-        made = self._share({i: prompts[i] for i in mine}, first, each, greedy, seed, judged)
-        if world == 1:
-            return [made[i] for i in mine]
-        everyone: list[dict[int, Group]] = [{}] * world
-        dist.all_gather_object(everyone, made)
+        return self._share({i: prompts[i] for i in range(rank, len(prompts), world)}, first, each, greedy, seed, judged)
+
+    def gather(self, mine: Mapping[int, Group], count: int) -> list[Group]:
+        """The groups of all ranks in their order. Collective."""
+        everyone: list[Mapping[int, Group]] = [mine]
+        if dist.get_world_size() > 1:
+            everyone = [{}] * dist.get_world_size()
+            dist.all_gather_object(everyone, mine)
         found = {i: group for part in everyone for i, group in part.items()}
-        return [found[i] for i in range(len(prompts))]
+        return [found[i] for i in range(count)]
 
     def build(self, prompt: RLPrompt) -> Prompt:
         """Raises SampleError where it can't be laid out, or is too long for a pack with its answer."""

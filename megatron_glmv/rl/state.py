@@ -25,6 +25,8 @@ class RLState:
     ratio: float = 1.0
     """Running mean of the expansion ratio."""
     curriculum: Json = field(default_factory=dict)
+    pending: Json | None = None
+    """Rollouts that the next step trains on, where they were made ahead (rl/ahead.py)."""
 
     def to_json(self) -> Json:
         return dict(vars(self))

@@ -112,6 +112,8 @@ def _engine(
         return connect(config, run_dir, trainer.chunks, groups, tokenizer, files, device)
     model = whole_model(config, groups, backend=session.backend, device=device)
     engine = RolloutEngine(model, tokenizer, files, STOP_TOKENS[config.data.template], device)
+    if config.rl.routing_replay:
+        engine.record_routes()
     return engine, InProcessWeights(WeightSync(trainer.chunks, model, groups, device), engine)
 
 
@@ -180,7 +182,9 @@ def assemble(
     budget = config.data.pack_tokens
     engine, weights = _engine(config, run_dir, session, trainer, tokenizer, files)
     roller = Roller(rl, engine, PromptBuilder(tokenizer, files), judge, config.train.seed, budget)
-    learner = Learner(config, trainer, roller, pool, AnswerPacks(files, tokenizer.pad, budget, rl.loss_mean))
+    # A thread that rolls out ahead and the one that trains decode at the same time, each with a decoder of its own.
+    read = MediaFiles(config.data, config.model.vision, device) if rl.staleness else files
+    learner = Learner(config, trainer, roller, pool, AnswerPacks(read, tokenizer.pad, budget, rl.loss_mean))
     probe = probes(list(pool.values()), rl.server.probe) if rl.engine != "inprocess" else []
 
     def sync() -> None:

@@ -75,6 +75,10 @@ Reduce = Callable[[BatchPart, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """(this rank's tokens, their losses [T / R]) -> the micro-batch's loss sum, and what the schedule collects of it."""
 
 
+Routes = Callable[[PackedBatch], torch.Tensor]
+"""A whole pack -> rows of its routing mask, [rows, T] bool."""
+
+
 def context_part(batch: PackedBatch, geometry: PackedSegments) -> BatchPart:
     """Each token keeps its rotary positions within its sample."""
     split = geometry.split
@@ -93,9 +97,10 @@ def model_inputs(
     encoder: VisionEncoder | None,
     context: Context = (0, 1),
     ahead: bool = False,
+    replayed: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """A pack as the arguments of GLMV.forward, on the device, pixels normalised there; none without an encoder.
-    `ahead`: with what a prediction layer is given."""
+    `ahead`: with what a prediction layer is given. `replayed` [rows, T]: choices of experts (model/replay.py)."""
     geometry = packed_segments(batch.cu_seqlens.to(device), context)
     part = context_part(batch, geometry)
     visual = None
@@ -112,7 +117,12 @@ def model_inputs(
         "labels": part.labels.to(device)[None],
         "visual": visual,
         "packed_seq_params": geometry,
-        "padding_mask": routing_mask(part.padding, part.segments, len(batch.cu_seqlens) - 1).to(device),
+        "padding_mask": routing_mask(
+            part.padding,
+            part.segments,
+            len(batch.cu_seqlens) - 1,
+            None if replayed is None else replayed[:, part.tokens.to(replayed.device)],
+        ).to(device),
     }
 
 
@@ -136,13 +146,16 @@ def forward_micro_batch(
     context: Context,
     batches: Iterator[PackedBatch],
     model: Any,
+    *,
+    routes: Routes | None = None,
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
     """The forward function that megatron-core's schedules call. `further`: takes a prediction layer's losses, which
-    are not computed without it."""
+    are not computed without it. `routes`: choices of experts to be replayed."""
     batch = next(batches)
     chunk = unwrap(model)
     ahead = further is not None and chunk.predicts
-    inputs = model_inputs(batch, device, chunk.vision, context, ahead)
+    replayed = None if routes is None else routes(batch)
+    inputs = model_inputs(batch, device, chunk.vision, context, ahead, replayed)
     geometry = inputs["packed_seq_params"]
     output = model(inputs.pop("input_ids"), inputs.pop("position_ids"), **inputs)
 
@@ -203,6 +216,8 @@ class Trainer:
         self.pack_tokens = pack_tokens
         self.progress: Callable[[str], None] = lambda where: None
         """Told of each micro-batch before it is computed."""
+        self.routes: Routes | None = None
+        """Choices of experts to be replayed in each micro-batch (model/replay.py)."""
         self._weight = 1.0
         mtp = unwrap(chunks[0]).prediction
         self.further = FurtherLoss(mtp.loss_weight) if mtp.layers else None
@@ -233,7 +248,12 @@ class Trainer:
         further = None if forward_only else self.further
         return self._schedule(  # type: ignore[no-any-return]
             forward_step_func=partial(
-                forward_micro_batch, reduce, further, self.device, (self.groups.cp.rank(), self.groups.cp.size())
+                forward_micro_batch,
+                reduce,
+                further,
+                self.device,
+                (self.groups.cp.rank(), self.groups.cp.size()),
+                routes=self.routes,
             ),
             data_iterator=[self._told(batches) for _ in self.chunks] if len(self.chunks) > 1 else self._told(batches),
             model=self.chunks,

@@ -3,8 +3,9 @@
 Derivation. The step minimises sum_i w_i l_i / N over the trained tokens of all answers, N the answers of the batch;
 neither depends on which rank computes a token, nor on how answers are packed. In fp32 results differ by the order of
 summation, 1e-7 to 1e-6; the bound is 1e-5 relative, on quantities that are far from 0 (the loss itself is made so by
-old log-probabilities that differ from the present ones). Each layout also takes its rollout weights from its own shards
-and compares them bit by bit, so that one wrong offset fails here.
+old log-probabilities that differ from the present ones), or 1e-6: the loss is what is left of 16 answers of about 1.
+Each layout also takes its rollout weights from its own shards and compares them bit by bit, so that one wrong offset
+fails here. With replayed experts, those of each token are drawn at random: an order that is not kept shows.
 
 Not covered: media in the packs (tests/dist hold the encoder to one process), bf16.
 """
@@ -25,6 +26,7 @@ from megatron_glmv.config.schema import Config
 from megatron_glmv.data.collate import Sample, collate
 from megatron_glmv.data.cost import Cost
 from megatron_glmv.inference.prompts import Prompt
+from megatron_glmv.model.replay import replay
 from megatron_glmv.parallel.topology import Topology
 from megatron_glmv.rl.advantage import response_weights
 from megatron_glmv.rl.batch import MiniBatch, answer_layout, empty_pack, lay_out_packs, targets_of
@@ -32,6 +34,7 @@ from megatron_glmv.rl.group import Group
 from megatron_glmv.rl.learner import answers_of
 from megatron_glmv.rl.loss import MEASURED, PolicyLoss
 from megatron_glmv.rl.rollout.contract import Rollout
+from megatron_glmv.rl.rollout.routes import packed, routes_of, rows_of
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "TP2": {"tensor": 2},
@@ -44,7 +47,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 def made_up_groups() -> tuple[list[Group], dict[str, Prompt]]:
     """Five prompts with four answers each of 2 to 9 tokens; one group without advantage; one inserted token."""
-    noise = np.random.default_rng(3)
+    noise, experts = np.random.default_rng(3), np.random.default_rng(4)
+    rows = rows_of(tiny.TEXT)
+    assert rows is not None
     groups, prompts = [], {}
     for n in range(5):
         length = 9 + 2 * n
@@ -57,7 +62,9 @@ def made_up_groups() -> tuple[list[Group], dict[str, Prompt]]:
             said = tuple(noise.integers(0, tiny.VOCAB, size).tolist())
             guess = tuple((-4.85 + 0.1 * noise.standard_normal(size)).tolist())
             sampled = tuple(j != 1 or k != 0 for j in range(size))
-            rollouts.append(Rollout(f"p{n}", 4 * n + k, said, guess, sampled, "", "stop"))
+            chosen = experts.permuted(np.tile(np.arange(rows.experts), (length + size - 1, rows.layers, 1)), axis=2)
+            routes = packed([chosen[..., : rows.topk].astype(np.int16)], len(chosen))
+            rollouts.append(Rollout(f"p{n}", 4 * n + k, said, guess, sampled, "", "stop", routes=routes))
         rewards = (1.0, 1.0, 1.0, 1.0) if n == 2 else tuple(float(k <= n % 3) for k in range(4))
         groups.append(Group(f"p{n}", "d", "t", length, 0, 0, tuple(rollouts), rewards, ("exact",) * 4, 0.0))
     return groups, prompts
@@ -86,7 +93,7 @@ def policy_step(config: Config) -> tuple[list[float], float]:
     from megatron_glmv.parallel.seeding import seed_all
     from megatron_glmv.rl.rollout.weights import WeightsDifferError, WeightSync, whole_model
     from megatron_glmv.train.optimizer import build_optimizer, wrap_ddp
-    from megatron_glmv.train.step import Trainer
+    from megatron_glmv.train.step import Trainer, unwrap
 
     groups = init_groups(Topology.resolve(config.parallel, dist.get_world_size()))
     seed_all(config.train.seed)
@@ -106,6 +113,10 @@ def policy_step(config: Config) -> tuple[list[float], float]:
     cost = Cost.of(config.model)
     batch = lay_out_packs(answers, config.rl.loss_mean, tiny.PACK, groups.topology.data, 1, cost)
     policy = PolicyLoss(config.rl, targets_of(batch, tiny.PACK), groups.cp)
+    rows = rows_of(config.model.text) if config.rl.routing_replay else None
+    if rows is not None:
+        replay([unwrap(chunk) for chunk in chunks], rows)
+        trainer.routes = routes_of([batch], tiny.PACK, rows)
     packs = packs_of(batch, groups.dp_rank, prompts, config.rl.loss_mean)
     with torch.no_grad():
         trainer.forward_backward(packs, policy.remember, forward_only=True)
@@ -124,8 +135,8 @@ def config(rl: RLConfig, **parallel: Any) -> Config:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "rl",
-    [RLConfig(tis_cap=1.5), RLConfig(ratio="sequence", loss_mean="token")],
-    ids=["token ratio, sample mean, TIS", "GSPO, token mean"],
+    [RLConfig(tis_cap=1.5), RLConfig(ratio="sequence", loss_mean="token"), RLConfig(routing_replay=True, tis_cap=1.5)],
+    ids=["token ratio, sample mean, TIS", "GSPO, token mean", "replayed experts"],
 )
 def test_a_policy_step_is_that_of_one_process(rl: RLConfig) -> None:
     (reference, norm), *_ = run_ranks(policy_step, 1, config(rl))
@@ -134,7 +145,7 @@ def test_a_policy_step_is_that_of_one_process(rl: RLConfig) -> None:
     for name, layout in LAYOUTS.items():
         ranks = run_ranks(policy_step, 2, config(rl, **layout))
         assert ranks[0] == ranks[1], name
-        assert ranks[0][0] == pytest.approx(reference, rel=1e-5, abs=1e-7), name
+        assert ranks[0][0] == pytest.approx(reference, rel=1e-5, abs=1e-6), name
         assert ranks[0][1] == pytest.approx(norm, rel=1e-4), name
 
 

@@ -55,6 +55,9 @@ class Rollout:
     media: tuple[str, ...] = ()
     """Key of each medium of the prompt: hash of its bytes and how it was seen."""
     error: str = ""
+    routes: str = ""
+    """Experts of each token that was read, base64 of [P + L - 1, layers with experts, K], P tokens of the prompt
+    (routes.py). Empty where none were recorded."""
 
     @property
     def forced(self) -> bool:

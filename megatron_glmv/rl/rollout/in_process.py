@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from megatron.core.inference.contexts import StaticInferenceContext
 
@@ -18,7 +19,9 @@ from megatron_glmv.inference.completion import FAILED, LENGTH, STOP
 from megatron_glmv.inference.engine import Engine, continued, equal_lengths
 from megatron_glmv.inference.features import Features
 from megatron_glmv.inference.sampling import Sampler, Sampling
+from megatron_glmv.model.replay import choosers
 from megatron_glmv.rl.rollout.contract import ForceAnswer, Request, Rollout
+from megatron_glmv.rl.rollout.routes import Experts, packed
 from megatron_glmv.rl.rollout.weights import WeightSync
 
 
@@ -35,6 +38,8 @@ class _Row:
     queue: list[int] = field(default_factory=list)
     """Tokens to insert next."""
     ended: bool = False
+    routes: list[Experts] = field(default_factory=list)
+    """[tokens, layers, K] of the prompt, then of each token of the answer that was read."""
 
     def add(self, token: int, logprob: float, sampled: bool) -> None:
         self.tokens.append(token)
@@ -44,6 +49,23 @@ class _Row:
 
 class RolloutEngine(Engine):
     """The engine of `glmv generate`, answering in groups. `greedy` draws belong to evaluation."""
+
+    def record_routes(self) -> None:
+        """From here on rollouts have their experts with them."""
+        for chooser in choosers(self.model):
+            chooser.recorded = []
+
+    def _routes(self, tokens: int) -> Experts | None:
+        """[rows, tokens, layers, K] of the pass before, None where they are not recorded."""
+        passes = [chooser.recorded for chooser in choosers(self.model) if chooser.recorded is not None]
+        if not passes:
+            return None
+        of_layers = [torch.cat(recorded) for recorded in passes]
+        for recorded in passes:
+            recorded.clear()
+        found = torch.stack(of_layers, dim=1)  # tokens of a sequence lie apart, rows together
+        found = found.reshape(tokens, -1, *found.shape[1:]).transpose(0, 1)
+        return np.ascontiguousarray(found.to(torch.int16).cpu().numpy())
 
     def forget(self) -> None:
         """Drops what was encoded with weights that have changed since."""
@@ -106,12 +128,16 @@ class RolloutEngine(Engine):
             # Keys are cached before their rotation, so attention asks for the positions of everything so far.
             seen = positions[:, :, : length + count]
             logits = self.model(ids, seen, embeddings=embeddings, inference_context=context)[:, -1].float()
+            routes = self._routes(ids.shape[1])
             context.increment_sequence_len_offset(ids.shape[1])
             context.enable_decode_mode()
             if count == 0 and each > 1:  # one prefill for the answers to a prompt
                 among = torch.arange(len(prompts), device=self.device).repeat_interleave(each)
                 logits, positions = logits[among], positions[:, among]
                 _take_rows(context, among)
+            if routes is not None:
+                for place, i in enumerate(alive):
+                    rows[i].routes.append(routes[place // each if count == 0 else place])
             tokens = self._next(logits, [rows[i] for i in alive], alive, sampler, force)
             going = [place for place, i in enumerate(alive) if not rows[i].ended]
             if not going:
@@ -133,6 +159,7 @@ class RolloutEngine(Engine):
                 text=self.tokenizer.decode(spoken).strip(),
                 finish=STOP if row.ended else LENGTH,
                 media=row.media,
+                routes=packed(row.routes, length + len(row.tokens) - 1),
             )
 
     def _next(
