@@ -5,9 +5,10 @@ once; both from one run.
     python tools/bench_encoder.py --tensor 4 --context 1 --images 40
     torchrun --nproc-per-node 4 tools/bench_encoder.py --model glm45v --side 448     # GPUs
 
-Embedding of a pack (encoder, exchange, fusion) forward and backward, the two ways in turn. Printed are the wall time of
-the slowest rank and the CPU seconds of all ranks together, which a busy machine does not change; the ratio is spread
-over replicated, 1 / (tensor x context) at best. With images of different sizes the balance is part of the figure.
+Embedding of a pack (encoder, exchange, fusion) forward and backward, the two ways in turn. Printed are the patches that
+the rank with most of them encoded, counted where they enter the encoder, the wall time of the slowest rank, and the CPU
+seconds of all ranks together. The ratio is spread over replicated, 1 / (tensor x context) at best; that of the patches
+is the same on every machine, the times are not. With images of different sizes the balance is part of the figure.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Job:
 class Timed:
     wall: float
     cpu: float
+    patches: int
+    """That entered this rank's encoder."""
 
 
 def packed(job: Job, device: Any) -> tuple[Any, Any, int]:
@@ -80,16 +83,23 @@ def rank_times(job: Job, context: RankContext) -> dict[str, list[Timed]]:
         ids, visual, length = packed(job, device)
         geometry = packed_segments(torch.tensor([0, length], dtype=torch.int32), (groups.cp.rank(), groups.cp.size()))
         ids = geometry.split.take(ids)
+        entered = [0]
+
+        def count(_: Any, given: tuple[Any, ...]) -> None:
+            entered[0] += len(given[0])
+
+        model.vision.register_forward_pre_hook(count)
         made: dict[str, list[Timed]] = {name: [] for name, _ in MODES}
         for repeat in range(-1, job.repeats):  # the first one warms up
             for name, spread in MODES:
                 model.encoder_data = spread
+                entered[0] = 0
                 dist.barrier()
                 wall, cpu = time.perf_counter(), time.process_time()
                 model.embed(ids, visual, geometry.split).float().sum().backward()
                 if device.type == "cuda":
                     torch.cuda.synchronize()
-                spent = Timed(time.perf_counter() - wall, time.process_time() - cpu)
+                spent = Timed(time.perf_counter() - wall, time.process_time() - cpu, entered[0])
                 model.zero_grad(set_to_none=True)
                 if repeat >= 0:
                     made[name].append(spent)
@@ -128,15 +138,16 @@ def show(job: Job, ranks: list[dict[str, list[Timed]]]) -> None:
     print(
         f"{job.config.model.name}, {layout}, {job.images} images of up to {job.side} x {job.side}, forward + backward"
     )
-    print(f"{'':12} {'wall, slowest rank':>20} {'CPU, all ranks':>16}   median of {job.repeats}")
+    print(f"{'':12} {'patches, most':>14} {'wall, slowest rank':>20} {'CPU, all ranks':>16}   median of {job.repeats}")
     found = {}
     for name, _ in MODES:
         wall = statistics.median(max(rank[name][i].wall for rank in ranks) for i in range(job.repeats))
         cpu = statistics.median(sum(rank[name][i].cpu for rank in ranks) for i in range(job.repeats))
-        found[name] = (wall, cpu)
-        print(f"{name:12} {wall:18.3f} s {cpu:14.3f} s")
-    (wall, cpu), (other_wall, other_cpu) = found["spread"], found["replicated"]
-    print(f"{'ratio':12} {wall / other_wall:20.3f} {cpu / other_cpu:16.3f}")
+        patches = max(rank[name][0].patches for rank in ranks)
+        found[name] = (patches, wall, cpu)
+        print(f"{name:12} {patches:14} {wall:18.3f} s {cpu:14.3f} s")
+    ratios = [mine / other for mine, other in zip(found["spread"], found["replicated"], strict=True)]
+    print(f"{'ratio':12} {ratios[0]:14.3f} {ratios[1]:20.3f} {ratios[2]:16.3f}")
 
 
 if __name__ == "__main__":
