@@ -34,6 +34,7 @@ def import_(
     allow_rounded_bias: Annotated[
         bool, typer.Option("--allow-rounded-bias", help="Take expert biases that are not float32.")
     ] = False,
+    mtp: Annotated[bool, typer.Option("--mtp", help="Keep the prediction (MTP) layer of --text or --hf.")] = False,
     workers: Workers = None,
     memory_limit: MemoryLimit = "",
 ) -> None:
@@ -54,7 +55,7 @@ def import_(
     else:
         named = [f"--{name.replace('_', '-')}" for name in given]
         raise ConfigError("--hf", hf, f"goes without --text, --vision{', '.join(['', *named])}", "--hf, or both others")
-    options = ImportOptions(source, out, tokenizer, without_tokenizer, allow_rounded_bias, workers, limit)
+    options = ImportOptions(source, out, tokenizer, without_tokenizer, allow_rounded_bias, workers, limit, mtp)
     print(import_hf(options, _say))
 
 

@@ -73,7 +73,11 @@ def main(job: Path) -> None:
             outputs[name] = model(outputs["ids"], use_cache=False).logits
     air = load_file(job / "air" / "model.safetensors")
     copied = {n.replace("layers.2.", "layers.3."): t + 1 for n, t in air.items() if "layers.2." in n}
-    extra = {**copied, "model.layers.3.eh_proj.weight": torch.ones(64, 128)}
+    g = torch.Generator().manual_seed(7)
+    own = {"eh_proj": (64, 128), "enorm": (64,), "hnorm": (64,), "shared_head.norm": (64,)}
+    extra = {**copied, **{f"model.layers.3.{n}.weight": torch.randn(shape, generator=g) for n, shape in own.items()}}
+    extra["model.layers.3.embed_tokens.weight"] = air["model.embed_tokens.weight"].clone()  # as some files have them
+    extra["model.layers.3.shared_head.head.weight"] = air["lm_head.weight"].clone()
     save_file({**air, **extra}, job / "air" / "model.safetensors", metadata={"format": "pt"})
     encoder = transformers.Aimv2VisionModel(transformers.Aimv2VisionConfig(**VISION)).float().eval()
     fill(encoder, 3)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from convert.conftest import reload, run_apart, tensors_of
 from convert.test_convert import exported, files
+from helpers import tiny
 from parity.compare import LOGITS
 from safetensors.torch import load_file, save_file
 
@@ -25,8 +26,10 @@ from megatron_glmv.checkpoint.errors import MismatchError
 from megatron_glmv.checkpoint.hf.importing import ImportOptions, import_hf
 from megatron_glmv.checkpoint.hf.rows import open_rows
 from megatron_glmv.checkpoint.hf.start import StartOptions
+from megatron_glmv.checkpoint.hf.verify import verify
 from megatron_glmv.checkpoint.reader import open_checkpoint
 from megatron_glmv.config.errors import ConfigError
+from megatron_glmv.config.load import from_dict
 from megatron_glmv.inference.layers import _config
 from megatron_glmv.inference.score import Task, main
 from megatron_glmv.model.rope import VisionRotary
@@ -165,6 +168,92 @@ def test_what_does_not_fit_is_named(sources: Path, tmp_path: Path) -> None:
         started(sources, tmp_path / "out", vision="glm4")
     with pytest.raises(ConfigError, match="--patch-init=last"):
         started(sources, tmp_path / "out", patch_init="last")
+    assert not (tmp_path / "out").exists()
+
+
+def _import_with_layer(source: Path | StartOptions, out: Path, mtp: bool) -> list[str]:
+    """What the import said."""
+    said: list[str] = []
+    import_hf(ImportOptions(source, out, without_tokenizer=True, mtp=mtp), said.append)
+    return said
+
+
+def _losses_with_layer(ckpt: Path) -> torch.Tensor:
+    """[2, T] of a pack, with the weights of a checkpoint: the main losses, and the prediction layer's."""
+    config = tiny.config(from_dict({"experiment": "test", "model": open_checkpoint(ckpt).manifest.model}).model)
+    with single_process(config) as session:
+        from megatron_glmv.checkpoint.manager import CheckpointManager, Identity
+        from megatron_glmv.config.load import to_json
+        from megatron_glmv.model.build import build_model, sharding_metadata
+        from megatron_glmv.train.step import model_inputs
+
+        groups = session.groups
+        (model,) = build_model(config, groups, backend=session.backend, device=session.device)
+        identity = Identity(model=to_json(config)["model"], tokenizer_fingerprint="none", config_fingerprint="")
+        topology = groups.topology.to_json()
+        manager = CheckpointManager(ckpt, config.checkpoint, identity, topology, sharding_metadata(groups))
+        manager.load_weights(ckpt, [model])
+        inputs = model_inputs(tiny.pack(3, config.model.vision), session.device, model.vision, ahead=True)
+        with torch.no_grad():
+            model.eval()
+            return model(inputs.pop("input_ids"), inputs.pop("position_ids"), **inputs)  # type: ignore[no-any-return]
+
+
+def test_airs_prediction_layer_is_kept_where_it_is_wanted(sources: Path, tmp_path: Path) -> None:
+    """Names and numbers by hand; that a model with them computes the layer's definition is tests/dist/test_prediction.
+    Copies of embedding and head under the layer's name are not taken twice."""
+    start, theirs = StartOptions(sources / "air", sources / "aimv2"), tensors_of(sources / "air")
+    said = _import_with_layer(start, tmp_path / "without", mtp=False)
+    dropped = [name for name in theirs if name.startswith("model.layers.3.")]
+    assert f"left out: the prediction layer, {len(dropped)} tensors" in said[0] and len(dropped) > 30
+    assert not any("mtp" in name for name in open_checkpoint(tmp_path / "without").tensors)
+
+    said = _import_with_layer(start, tmp_path / "with", mtp=True)
+    assert not any("left out" in line for line in said)
+    ckpt, layer = open_checkpoint(tmp_path / "with"), "language.mtp.layers.0."
+    assert ckpt.manifest.model["mtp"]["layers"] == 1
+    named = {
+        "enorm.weight": "enorm.weight",
+        "hnorm.weight": "hnorm.weight",
+        "eh_proj.weight": "eh_proj.weight",
+        "final_layernorm.weight": "shared_head.norm.weight",
+        "transformer_layer.self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+        "transformer_layer.self_attention.linear_proj.weight": "self_attn.o_proj.weight",
+        "transformer_layer.pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
+        "transformer_layer.mlp.router.weight": "mlp.gate.weight",
+        "transformer_layer.mlp.router.expert_bias": "mlp.gate.e_score_correction_bias",
+        "transformer_layer.mlp.shared_experts.linear_fc2.weight": "mlp.shared_experts.down_proj.weight",
+    }
+    for ours, other in named.items():
+        assert torch.equal(ckpt.tensor(layer + ours), theirs[f"model.layers.3.{other}"]), ours
+    experts = ckpt.tensor(f"{layer}transformer_layer.mlp.experts.experts.linear_fc1.weight")
+    for e in range(8):
+        halves = [theirs[f"model.layers.3.mlp.experts.{e}.{half}_proj.weight"] for half in ("gate", "up")]
+        assert torch.equal(experts[e], torch.cat(halves))
+    losses = _losses_with_layer(tmp_path / "with")
+    assert losses.shape == (2, tiny.PACK) and losses.isfinite().all() and losses[1].std() > 0.1
+
+    out = exported(tmp_path / "with", tmp_path / "hf")
+    norm = tensors_of(out)["model.language_model.layers.3.shared_head.norm.weight"]
+    assert torch.equal(norm, theirs["model.layers.3.shared_head.norm.weight"])
+    assert json.loads((out / "config.json").read_text())["text_config"]["num_nextn_predict_layers"] == 1
+    assert not verify(tmp_path / "with", out).differences
+    assert not any("left out" in line for line in _import_with_layer(out, tmp_path / "again", mtp=True))
+    assert not verify(tmp_path / "with", tmp_path / "again").differences
+    assert "left out" in _import_with_layer(out, tmp_path / "dropped", mtp=False)[0]
+    assert not verify(tmp_path / "without", tmp_path / "dropped").differences
+
+
+def test_a_prediction_layer_that_cannot_be_kept_is_refused(sources: Path, tmp_path: Path) -> None:
+    vision = sources / "aimv2"
+    with pytest.raises(ConfigError, match=r"--mtp.*has no prediction layer"):
+        _import_with_layer(StartOptions(sources / "glm4", vision), tmp_path / "out", mtp=True)
+    shutil.copytree(sources / "air", tmp_path / "air")
+    theirs = tensors_of(tmp_path / "air")
+    theirs["model.layers.3.shared_head.head.weight"][5, 5] += 1
+    save_file(theirs, tmp_path / "air" / "model.safetensors")
+    with pytest.raises(MismatchError, match=r"shared_head\.head\.weight is another tensor than lm_head\.weight"):
+        _import_with_layer(StartOptions(tmp_path / "air", vision), tmp_path / "out", mtp=True)
     assert not (tmp_path / "out").exists()
 
 

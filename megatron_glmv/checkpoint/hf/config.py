@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from megatron_glmv.checkpoint.hf.prediction import CLAIM
 from megatron_glmv.config.errors import ConfigError
 from megatron_glmv.config.schema import ModelConfig, MoEConfig, TextConfig, VisionConfig
 
@@ -186,6 +187,8 @@ def model_to_hf(model: ModelConfig, base: Json | None = None, tokens: Json | Non
             "norm_topk_prob": True,
             "use_qk_norm": False,
         }
+    if model.mtp.layers or made_text.get(CLAIM):
+        made_text[CLAIM] = model.mtp.layers
     made_vision: Json = made.setdefault("vision_config", {})
     made_vision |= {
         "model_type": made_vision.get("model_type", f"{kind}_vision"),

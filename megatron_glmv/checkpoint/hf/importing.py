@@ -78,6 +78,9 @@ class Source(Rows, Protocol):
     @property
     def stored(self) -> dict[str, Stored]: ...
 
+    @property
+    def left_out(self) -> tuple[str, ...]: ...
+
 
 @dataclass(frozen=True)
 class ImportOptions:
@@ -91,6 +94,8 @@ class ImportOptions:
     """Take an expert bias that is not float32 on disk: its rounding sends tokens to other experts."""
     workers: int | None = None
     memory_limit: int | None = None
+    mtp: bool = False
+    """Keep the prediction layer; else it is left out."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,11 @@ def import_hf(options: ImportOptions, say: Any = lambda line: None) -> Summary:
     `say` gets lines for a person: what will be done, before it is.
     """
     given = options.source
-    source: Source = open_start(given) if isinstance(given, StartOptions) else open_hf(given)
+    source: Source
+    source = open_start(given, options.mtp) if isinstance(given, StartOptions) else open_hf(given, options.mtp)
+    if source.left_out:
+        count, first = len(source.left_out), source.left_out[0]
+        say(f"left out: the prediction layer, {count} tensors ({first}, ...); --mtp keeps it")
     words = tokenizer_of(options.tokenizer or source.path, options.without_tokenizer)
     files = carried(source.path)
     if isinstance(source, StartRows):

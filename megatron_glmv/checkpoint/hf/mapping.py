@@ -218,7 +218,18 @@ class _Table:
         for n in range(text.layers):
             self._layer(f"{ours}decoder.layers.{n}.", f"{self.prefix}layers.{n}.", n)
         self._same(f"{ours}decoder.final_layernorm.weight", f"{self.prefix}norm.weight", hidden)
+        if self.model.mtp.layers:
+            self._prediction(f"{ours}mtp.layers.0.", f"{self.prefix}layers.{text.layers}.")
         self._same(f"{ours}output_layer.weight", "lm_head.weight", *embedding)
+
+    def _prediction(self, ours: str, theirs: str) -> None:
+        """The layer behind the last (prediction.py)."""
+        hidden = self.model.text.hidden
+        for name in ("enorm", "hnorm"):
+            self._same(f"{ours}{name}.weight", f"{theirs}{name}.weight", hidden)
+        self._same(f"{ours}eh_proj.weight", f"{theirs}eh_proj.weight", hidden, 2 * hidden)
+        self._layer(f"{ours}transformer_layer.", theirs, self.model.text.layers)
+        self._same(f"{ours}final_layernorm.weight", f"{theirs}shared_head.norm.weight", hidden)
 
     def _layer(self, ours: str, theirs: str, n: int) -> None:
         text = self.model.text

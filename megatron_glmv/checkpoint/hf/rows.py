@@ -5,7 +5,7 @@ A row is one index over all axes before the last of a stack of matrices, of the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -15,11 +15,12 @@ import torch
 from megatron_glmv.checkpoint.errors import MismatchError
 from megatron_glmv.checkpoint.hf.config import model_from_hf
 from megatron_glmv.checkpoint.hf.mapping import NameMapping, check_shapes, name_mapping, stored_experts
+from megatron_glmv.checkpoint.hf.prediction import take_prediction
 from megatron_glmv.checkpoint.hf.safetensors import Stored, read_bytes, read_directory, read_json
 from megatron_glmv.checkpoint.reader import Checkpoint, open_checkpoint
 from megatron_glmv.checkpoint.slices import Slices
 from megatron_glmv.config.load import from_dict
-from megatron_glmv.config.schema import ModelConfig
+from megatron_glmv.config.schema import ModelConfig, MTPConfig
 
 CONFIG = "config.json"
 
@@ -48,6 +49,8 @@ class HfRows:
     model: ModelConfig
     mapping: NameMapping
     stored: dict[str, Stored]
+    left_out: tuple[str, ...] = ()
+    """Tensors of a prediction layer that was not wanted."""
 
     def dtype(self, name: str) -> torch.dtype:
         kinds = {self.stored[span.name].dtype for span in self.mapping.entry[name].spans}
@@ -86,14 +89,17 @@ class OurRows:
         self._slices.read(name, start, out)
 
 
-def open_hf(path: Path) -> HfRows:
-    """Config, index and headers read and held against each other. Raises ReadError, ConfigError for another model,
-    MismatchError that lists missing, unknown and misshapen tensors."""
-    model = model_from_hf(read_json(path / CONFIG))
-    stored = read_directory(path)
+def open_hf(path: Path, mtp: bool | None = None) -> HfRows:
+    """Config, index and headers read and held against each other. `mtp`: with the prediction layer; None: where there
+    is one. Raises ReadError, ConfigError for another model, MismatchError that lists missing, unknown and misshapen
+    tensors."""
+    config = read_json(path / CONFIG)
+    model = model_from_hf(config)
+    taken = take_prediction(path, read_directory(path), config["text_config"], "model.language_model.", mtp)
+    model, stored = replace(model, mtp=MTPConfig(layers=taken.layers)), taken.stored
     mapping = name_mapping(model, stored_experts(stored))
     check_shapes(mapping.theirs, {name: tensor.shape for name, tensor in stored.items()}, str(path))
-    return HfRows(path, model, mapping, stored)
+    return HfRows(path, model, mapping, stored, taken.left_out)
 
 
 def open_ours(path: Path, verify: bool = False) -> OurRows:

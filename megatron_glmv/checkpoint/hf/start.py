@@ -1,6 +1,7 @@
 """Where pre-training starts: a text model's decoder, AIMv2's encoder, and fresh weights between the two.
 
-    decoder                     GLM-4.5-Air (glm4_moe) or GLM-4-9B-0414 (glm4), as they are; prediction layers left out
+    decoder                     GLM-4.5-Air (glm4_moe) or GLM-4-9B-0414 (glm4), as they are; Air's prediction layer
+                                where it is wanted
     encoder                     AIMv2, its patch kernel given a time axis (aimv2.py)
     downsampling and merger     fresh: N(0, init_std), norms one, biases zero; a pure function of seed, name and row
 
@@ -19,10 +20,11 @@ import torch
 from megatron_glmv.checkpoint.hf.aimv2 import KERNEL, aimv2_config, aimv2_mapping, check_inflation, inflate, kernel_name
 from megatron_glmv.checkpoint.hf.config import AIR, GLM4, check_fixed, rope_of, text_from_hf
 from megatron_glmv.checkpoint.hf.mapping import NameMapping, check_shapes, name_mapping, stored_experts
+from megatron_glmv.checkpoint.hf.prediction import take_prediction
 from megatron_glmv.checkpoint.hf.rows import CONFIG, HfRows
 from megatron_glmv.checkpoint.hf.safetensors import Stored, read_bytes, read_directory, read_json
 from megatron_glmv.config.errors import ConfigError
-from megatron_glmv.config.schema import ModelConfig, TextConfig
+from megatron_glmv.config.schema import ModelConfig, MTPConfig, TextConfig
 
 Json = dict[str, Any]
 NAMES = {AIR: "glm45v", GLM4: "glm41v"}
@@ -88,24 +90,26 @@ class StartRows:
         out.copy_(inflate(kernel, vision.temporal_patch, self.options.patch_init).flatten(1))
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        return self.text.left_out
+
+    @property
     def fresh(self) -> list[str]:
         """Tensors that neither source has."""
         made = {KERNEL, *self.encoder.mapping.entry}
         return [name for name in self.mapping.entry if name.startswith("vision.") and name not in made]
 
 
-def open_start(options: StartOptions) -> StartRows:
-    """Both sources, read and held against the model that they make. Raises ConfigError, ReadError, MismatchError."""
+def open_start(options: StartOptions, mtp: bool = False) -> StartRows:
+    """Both sources, read and held against the model that they make, with the prediction layer if `mtp`. Raises
+    ConfigError, ReadError, MismatchError."""
     check_inflation(options.patch_init)
     config = read_json(options.text / CONFIG)
     text = _text(config, options)
     vision = aimv2_config(read_json(options.vision / CONFIG), options.merger_ffn or text.ffn)
-    model = ModelConfig(name=NAMES[config["model_type"]], text=text, vision=vision)
-    stored = read_directory(options.text)
-    predicting = tuple(
-        f"model.layers.{text.layers + i}." for i in range(int(config.get("num_nextn_predict_layers") or 0))
-    )
-    stored = {name: tensor for name, tensor in stored.items() if not name.startswith(predicting or "\0")}
+    taken = take_prediction(options.text, read_directory(options.text), config, "model.", mtp)
+    stored, layers = taken.stored, taken.layers
+    model = ModelConfig(name=NAMES[config["model_type"]], text=text, vision=vision, mtp=MTPConfig(layers=layers))
     mapping = name_mapping(model, stored_experts(stored), text_only=True)
     check_shapes(mapping.theirs, {name: tensor.shape for name, tensor in stored.items()}, str(options.text))
     images = {n: t for n, t in read_directory(options.vision).items() if not n.startswith("head.")}  # pools, unused
@@ -115,7 +119,7 @@ def open_start(options: StartOptions) -> StartRows:
         options.text,
         model,
         name_mapping(model),
-        HfRows(options.text, model, mapping, stored),
+        HfRows(options.text, model, mapping, stored, taken.left_out),
         HfRows(options.vision, model, encoder, images),
         options,
     )
