@@ -110,6 +110,12 @@ def training_rules(config: Config, world: int | None) -> Iterator[Problem]:
         kept = tuple(kind for kind in optim.no_decay if kind in KINDS)
         message = f"{strange[0]} is none of {', '.join(KINDS)}"
         yield Problem("no_decay", "optim.no_decay", optim.no_decay, message, (("optim.no_decay", [kept]),))
+    if optim.cpu_offload != 0.0:
+        message = "is not offered: megatron-core's hybrid optimizer goes on from the weights of before a load"
+        advice = "spread the states over more data-parallel ranks, or see docs/memory.md"
+        yield Problem(
+            "cpu_offload", "optim.cpu_offload", optim.cpu_offload, message, (("optim.cpu_offload", [0.0]),), advice
+        )
     sinks = config.tracking.sinks
     if other := [name for name in sinks if name not in SINKS]:
         known = tuple(name for name in sinks if name in SINKS)

@@ -220,6 +220,9 @@ class OptimConfig:
     no_decay: tuple[str, ...] = ("bias", "norm")
     """Kinds of parameters without decay: embedding, head, norm, bias, router, matrix, convolution."""
     clip_grad: float = 1.0
+    cpu_offload: float = 0.0
+    """Share of the optimizer's states kept on the CPU. Only 0: megatron-core's implementation loses loaded weights
+    (docs/memory.md)."""
     muon_momentum: float = 0.95
     muon_nesterov: bool = True
     muon_steps: int = 5

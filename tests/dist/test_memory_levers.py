@@ -5,7 +5,8 @@ equal bit for bit. A frozen part keeps every bit of its weights and has neither 
 the same gradient as before, since the chain rule through the frozen part does not ask who trains. bf16 gradients have 8
 bits: 2^-8 of a gradient, so loss after a few steps is compared to 1 %.
 
-Not covered: how much memory is saved on a GPU; offload of the optimizer's states to the CPU, which is not offered.
+Not covered: how much memory is saved on a GPU; offload of the optimizer's states to the CPU, which is not offered
+(test_cpu_offload.py says why).
 """
 
 from __future__ import annotations
