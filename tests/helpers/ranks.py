@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from megatron_glmv.parallel.launch import RankContext, init_distributed, launch
+import megatron_glmv
+from megatron_glmv.parallel.launch import RankContext, RankFailed, init_distributed, launch
 
 PRELOAD = ["helpers.preload"]
 TIMEOUT_S = 120
+STARTED = time.time()
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,17 @@ class _Joined:
 def run_ranks(function: Callable[..., Any], world: int, *arguments: Any, timeout: float = TIMEOUT_S) -> list[Any]:
     """Runs `function(*arguments)` on `world` ranks and returns their results. Raises RankFailed if one fails.
 
-    The function has to be importable by name; collectives give up after `timeout` seconds.
+    The function has to be importable by name; collectives give up after `timeout` seconds. Ranks import what the fork
+    server has not: a failure after files were changed says so, for then the ranks ran other code than this process.
     """
-    return launch(_Joined(function, arguments, timeout), world, preload=PRELOAD)
+    try:
+        return launch(_Joined(function, arguments, timeout), world, preload=PRELOAD)
+    except RankFailed as error:
+        for path in changed_since(STARTED)[:3]:
+            error.add_note(f"{path} was changed while the tests ran: ranks may have imported it, this process before")
+        raise
+
+
+def changed_since(moment: float) -> list[Path]:
+    """Files of the package that were written after `moment` (seconds since the epoch)."""
+    return [path for path in Path(megatron_glmv.__file__).parent.rglob("*.py") if path.stat().st_mtime > moment]

@@ -196,3 +196,18 @@ def test_first_host(nodes: str, first: str) -> None:
 def test_no_first_host_in_an_empty_list() -> None:
     with pytest.raises(ValueError, match="no host in the Slurm node list ''"):
         first_host("")
+
+
+def _crash() -> None:
+    raise ZeroDivisionError("in the middle of a step")
+
+
+def test_a_rank_that_may_have_run_changed_source_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a merge or an edit during a run of the suite looks like a test that fails once in a while."""
+    for moment, changed in ((0.0, True), (time.time() + 3600, False)):
+        monkeypatch.setattr("helpers.ranks.STARTED", moment)
+        with pytest.raises(RankFailed, match="ZeroDivisionError") as caught:
+            run_ranks(_crash, 1)
+        assert (
+            any("was changed while the tests ran" in note for note in getattr(caught.value, "__notes__", [])) == changed
+        )
