@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -163,11 +164,12 @@ def test_what_is_logged_gives_the_formulas_again(reference: Path) -> None:
 
 
 def test_killed_and_started_again_it_draws_and_rewards_the_same(start: Path, reference: Path, tmp_path: Path) -> None:
-    victim = Run(start, tmp_path / "run")
-    victim.kill_after(3)
+    """Killed at an iteration that is drawn anew each time: before the first checkpoint, at one or between two."""
+    victim, step = Run(start, tmp_path / "run"), random.randint(1, 4)
+    victim.kill_after(step)
     assert records(tmp_path / "run")[-1]["step"] < 6, "it was killed before its end"
     assert "from step" in Run(start, tmp_path / "run").finish()
-    assert records(tmp_path / "run") == records(reference), "to the last digit"
+    assert records(tmp_path / "run") == records(reference), f"killed after step {step}, to the last digit"
     assert records(tmp_path / "run", "groups.jsonl") == records(reference, "groups.jsonl")
     ours, theirs = (open_checkpoint(folder) for folder in (tmp_path / "run", reference))
     assert differing_tensors(ours, theirs) == [] and ours.state == theirs.state
