@@ -80,8 +80,8 @@ def best_rows(rows: Sequence[Row], order: Sequence[str]) -> list[Row]:
 
 def cells(row: Row, base: Row | None) -> list[str]:
     """The row as text; `base` is what its ratios refer to."""
-    at_least = ">" if row.reached < len(row.runs) else ""
     has_target = any(run["target"] is not None for run in row.runs)
+    at_least = ">" if has_target and row.reached < len(row.runs) else ""
 
     def ratio(mine: Sequence[float], theirs: Sequence[float]) -> str:
         return f"{at_least}{statistics.fmean(mine) / statistics.fmean(theirs):.2f}" if base and has_target else "-"
