@@ -185,8 +185,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="a run that pre-training goes on from, such as tiny_glm45v=runs/demo; may be repeated",
     )  # fmt: skip
     parser.add_argument("--samples", type=int, default=40_000, help="of the demo set (%(default)s)")
-    parser.add_argument("--steps", type=int, nargs=3, default=(1200, 150, 800), help="of the stages (%(default)s)")
-    parser.add_argument("--pack-tokens", type=int, nargs=3, default=(1536, 6144, 3072), help="(%(default)s)")
+    parser.add_argument("--steps", type=int, nargs=3, default=(1200, 60, 1200), help="of the stages (%(default)s)")
+    parser.add_argument("--pack-tokens", type=int, nargs=3, default=(1536, 6144, 1536), help="(%(default)s)")
     parser.add_argument(
         "--layout-steps", type=int,
         help="steps of each stage on its layout; the rest from there without model parallelism, faster on two cores",
