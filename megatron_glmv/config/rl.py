@@ -134,6 +134,6 @@ class RLConfig:
     log_groups: bool = True
     """Write groups.jsonl: rewards, tiers and advantages of every iteration."""
     random_rewards: bool = False
-    """A control: rewards are drawn by the seed, whatever the answer is."""
+    """A control: rewards are drawn by the seed, whatever the answer is; those of evaluation stay true."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     expansion: ExpansionConfig = field(default_factory=ExpansionConfig)

@@ -116,8 +116,11 @@ class Roller:
             if answers[0].finish == FAILED:
                 made[i] = _empty(prompts[i], answers[0].error)
         usable = {i: answers for i, answers in by_place.items() if i not in made}
+        control = self.config.random_rewards and not greedy and seed != HELD_OUT_SEED  # evaluation stays true
         found = (
-            dict.fromkeys(usable, ((0.0,) * each, ("",) * each, 0.0)) if not judged else self._judge(usable, prompts)
+            self._judge(usable, prompts, control)
+            if judged
+            else dict.fromkeys(usable, ((0.0,) * each, ("",) * each, 0.0))
         )
         for i, (rewards, verifiers, seconds) in found.items():
             grids = [medium.plan.grid for medium in built[i].media]
@@ -134,7 +137,7 @@ class Roller:
         return made
 
     def _judge(
-        self, answers: Mapping[int, Sequence[Rollout]], prompts: Mapping[int, RLPrompt]
+        self, answers: Mapping[int, Sequence[Rollout]], prompts: Mapping[int, RLPrompt], at_random: bool
     ) -> dict[int, tuple[tuple[float, ...], tuple[str, ...], float]]:
         items = [
             Item(prompts[i].verifier, rollout.text, prompts[i].answer, prompts[i].extra)
@@ -146,7 +149,7 @@ class Roller:
         for i, rollouts in answers.items():
             of_group = [next(verdicts) for _ in rollouts]
             rewards = tuple(verdict.reward for verdict in of_group)
-            if self.config.random_rewards:
+            if at_random:
                 rewards = tuple(random_reward(self.seed, rollout.number) for rollout in rollouts)
             found[i] = (rewards, tuple(v.verifier for v in of_group), sum(v.seconds for v in of_group))
         return found

@@ -159,6 +159,9 @@ def test_what_is_logged_gives_the_formulas_again(reference: Path) -> None:
         "graded and discarded too"
     )
     assert metrics[0]["rollouts_graded"] == 16 and "heldout_reward" in metrics[3]
+    looked = [line for line in metrics if "heldout_reward" in line]
+    true = [line[key] for line in looked for key in ("heldout_reward", "heldout_greedy")]
+    assert len(looked) == 3 and set(true) == {0.0}, "rewards of training are drawn, those of evaluation true: never '3'"
     assert max(line["drift_worst"] for line in metrics[1:]) < 1e-3
     assert any(line["clip_high"] > 0 or line["clip_low"] > 0 for line in metrics[1:]), "two updates: ratios move"
 
