@@ -16,7 +16,9 @@ from megatron_glmv.platform.device import select
 
 select("cpu").install()
 names = [m.name for m in pkgutil.walk_packages(megatron_glmv.__path__, "megatron_glmv.")]
-names = [n for n in names if not n.endswith("__main__")]
+vllms = "megatron_glmv.rl.rollout.vllm_worker"  # loaded by vLLM, in its own processes, which have more than a run has
+assert vllms in names
+names = [n for n in names if not n.endswith("__main__") and n != vllms]
 for name in names:
     importlib.import_module(name)
 for name in ("megatron.core.models.gpt", "megatron.core.optimizer", "megatron.core.dist_checkpointing"):
