@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("megatron_glmv", "tests", "conf")
 TIMEOUT_S = 300
+"""For a test; one that takes longer hangs, which is noticed too. Ten are given three times as long together."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Mutation:
 
 
 PARTS, MODEL, MOE = "unit/test_model_parts.py", "dist/test_model_invariants.py", "dist/test_moe.py"
+PREDICTION = "dist/test_prediction.py"
 
 MUTATIONS = (
     Mutation(
@@ -125,6 +127,20 @@ MUTATIONS = (
         f"{MOE}::test_balance_loss_has_its_gradient_when_tensor_ranks_share_a_sample",
     ),
     Mutation(
+        "a prediction across the end of a sample",
+        "model/prediction.py",
+        "absent = padding | next_of(padding) | last",
+        "absent = padding",
+        f"{PREDICTION}::test_nothing_is_predicted_across_the_end_of_a_sample",
+    ),
+    Mutation(
+        "a balance loss of the prediction layer that its loss weight does not scale",
+        "model/router.py",
+        "scale * module.balance_share",
+        "scale",
+        f"{PREDICTION}::test_with_weight_0_the_other_gradients_are_those_without_the_layer_in_every_bit",
+    ),
+    Mutation(
         "interleaved stages with batched messages",
         "model/config.py",
         "        overlap_p2p_comm=interleaved,\n        batch_p2p_comm=not interleaved,\n",
@@ -136,11 +152,15 @@ MUTATIONS = (
 
 def run_tests(tree: Path, tests: list[str]) -> list[str] | None:
     """The tests that fail, empty if none; None where pytest could not run them. In the copy `tree`."""
+    timeout = TIMEOUT_S * max(1, len(tests) // 3)
     environment = {**os.environ, "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'tests'}", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", "--color=no", *tests]
-    done = subprocess.run(
-        command, cwd=tree, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return [f"{' '.join(tests)} hung for {timeout} s"]
     if done.returncode not in (0, 1):
         print(done.stdout[-2000:], done.stderr[-2000:], file=sys.stderr)
         return None
@@ -159,6 +179,9 @@ def plant(tree: Path, mutation: Mutation) -> str:
 
 def main(words: list[str]) -> int:
     chosen = [m for m in MUTATIONS if all(word in m.name for word in words)]
+    if not chosen:
+        print(f"no error has {' and '.join(words)} in its name", file=sys.stderr)
+        return 1
     unnoticed = 0
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
         tree = Path(folder)
