@@ -1,15 +1,17 @@
-"""The main job, end to end, on two cores without a GPU: draws the data, trains a tiny GLM-4.5V, asks it, teaches it to
-sample what it knows by reinforcement learning, reports.
+"""The main job, end to end, on two cores without a GPU: draws the data, trains a tiny GLM-4.5V, asks it, takes it
+through long context and SFT, teaches it to sample what it knows by reinforcement learning, reports.
 
 Runs the commands that a user would, and prints each of them. The first steps are trained by four processes (tensor 2,
 pipeline 2, expert 2), the rest by two (data 2) that resume from the checkpoint of the four: all-reduce over gloo costs
-most of a step on four ranks of two cores. Reinforcement learning, on tensor 2, starts from this model, tuned a while
-on partly wrong answers: docs/rlcs.md says why.
+most of a step on four ranks of two cores. Long context (context 2) and SFT (pipeline 2 x expert 2) are as many steps as
+show that the stage brings something; tools/road.py has the whole of them. Reinforcement learning, on tensor 2, starts
+from the first stage's model, tuned a while on partly wrong answers: docs/rlcs.md says why.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -22,6 +24,8 @@ DATA, RUN = Path("data_cache/demo"), Path("runs/demo")
 SAMPLES, STEPS, FOUR_RANKS = 40_000, 1200, 20
 TASKS = ("colour", "count", "position", "chart_highest")
 """What reinforcement learning is about."""
+LONG, SFT = (800, 40), (1600, 40)
+"""Samples and steps of these stages."""
 NOISY_SAMPLES, NOISY_STEPS, RLCS_STEPS = 2_000, 120, 20
 
 
@@ -47,6 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="questions of each task (default: all, 200)")
     parser.add_argument("--rlcs-steps", type=int, default=RLCS_STEPS, help="0: no reinforcement learning (%(default)s)")
     parser.add_argument("--noisy-steps", type=int, default=NOISY_STEPS, help="that prepare its start (%(default)s)")
+    parser.add_argument(
+        "--long", type=int, nargs=2, default=LONG, help="samples, steps; steps 0: without (%(default)s)"
+    )
+    parser.add_argument("--sft", type=int, nargs=2, default=SFT, help="samples, steps (%(default)s)")
     options = parser.parse_args(arguments)
     began = time.monotonic()
     train = [
@@ -70,13 +78,58 @@ def main(arguments: list[str] | None = None) -> int:
         [*ask, "--control", *limit],
     )
     runs = [options.run_dir]
+    if options.long[1]:
+        runs += go_on(options)
     if options.rlcs_steps:
         runs.append(reinforce(options))
     for made in runs:
         run(f"the report of {made}", [GLMV, "report", str(made)])
+    print("\n".join(["", "What each stage brought:", *map(brought, runs)]))
     pages = " and ".join(str(made.resolve() / "report.html") for made in runs)
     print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes. Open {pages}")
     return 0
+
+
+def go_on(options: argparse.Namespace) -> list[Path]:
+    """Long context from the first stage's weights, SFT from its own. Their run directories."""
+    before, made = options.run_dir, []
+    script = [sys.executable, str(Path(__file__).with_name("make_stage_data.py")), "--demo", str(options.data)]
+    for stage, folder, (samples, steps), layout, settings in (
+        (
+            "longcontext",
+            "long",
+            options.long,
+            "context 2",
+            ["train.global_batch=1"],
+        ),  # four times the first one's tokens
+        (
+            "sft",
+            "sft",
+            options.sft,
+            "pipeline 2 x expert 2",
+            ["parallel=pp2_ep2", "data.pack_tokens=3072", "optim.lr=4e-4"],
+        ),
+    ):
+        run(f"the data of {stage}", [*script, "--stage", folder, "--samples", str(samples), "--held-out", "2"])
+        made.append(options.run_dir.with_name(f"{options.run_dir.name}_{stage}"))
+        run(f"{stage}, from {before.name}: {layout}", [
+            GLMV, "train", f"experiment=tiny_{stage}", f"run_dir={made[-1]}", f"init_from={before}", *settings,
+            f"data.path={options.data / folder / 'train'}", f"train.steps={steps}",
+            f"train.val_every={max(1, steps // 4)}", "optim.warmup_steps=5",
+        ])  # fmt: skip
+        before = made[-1]
+    return made
+
+
+def brought(run_dir: Path) -> str:
+    """From the first look at held-out data to the last."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    shown = []
+    for name in ("val_loss", "heldout_reward", "heldout_greedy"):
+        if seen := [line for line in lines if name in line]:
+            first, last = seen[0], seen[-1]
+            shown.append(f"{name} {first[name]:.3f} (step {first['step']}) -> {last[name]:.3f} (step {last['step']})")
+    return f"{run_dir.name}: {', '.join(shown) or 'not looked at'}"
 
 
 def reinforce(options: argparse.Namespace) -> Path:
