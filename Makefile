@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | test-all | test-gpu | layouts | lint
+# make setup | demo | test | test-slow | test-all | test-gpu | test-vllm | layouts | lint
 VENV ?= .venv
 EXTRAS ?= dali,dev
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-slow test-all test-gpu layouts lint clean
+.PHONY: setup demo test test-slow test-all test-gpu test-vllm layouts lint clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,11 @@ test-all: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
+
+VLLM_VENV ?= .cache/vllm
+test-vllm: setup # a real vLLM server on CPU, in an environment of its own (3.5 GB) that is installed once
+	@test -e $(VLLM_VENV)/.installed || sh tests/vllm/install.sh $(VLLM_VENV) $(PYTHON)
+	GLMV_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q -s tests/vllm
 
 layouts: setup # the table of layouts: loss and gradients against one process, what each rank holds and sends
 	$(BIN)/python -m pytest -q tests/dist/test_layout_table.py

@@ -23,6 +23,7 @@ POSITIVE = {  # integers that are at least 1
     "rl": "heldout_each heldout_samples groups updates max_new_tokens thinking_budget batch_size",
     "rl.expansion": "refill_batches",
     "rl.server": "port bucket_mb in_flight",
+    "rl.judge": "votes parallel",
     "optim": "muon_steps",
 }
 NOT_NEGATIVE = {  # numbers that may be 0
@@ -48,6 +49,7 @@ ABOVE_ZERO = {  # numbers above 0, with one that is a fair repair
     "optim.eps": 1e-8,
     "rl.tis_cap": 2.0,
     "rl.server.timeout_s": 600.0,
+    "rl.judge.seconds": 30.0,
     "rl.drift_limit": 1e-3,
     "optim.muon_rms": 0.2,
 }

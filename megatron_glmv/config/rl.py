@@ -78,6 +78,25 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """A judge model behind an OpenAI-compatible endpoint: for prompts without a verifier (domain `open_ended`, the RLHF
+    branch) and for what rules can't decide; docs/rewards.md."""
+
+    url: str = ""
+    """http://HOST:PORT/v1; empty: none is asked."""
+    model: str = ""
+    """Name under which the endpoint serves it."""
+    key_env: str = ""
+    """Environment variable with the endpoint's key; empty: none is sent."""
+    votes: int = 3
+    """Answers of the judge to each question, an odd number; the majority or the median counts."""
+    seconds: float = 30.0
+    """For one vote, repetitions included."""
+    parallel: int = 8
+    """Questions of a rank that are asked at the same time."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RLConfig:
     """Reinforcement learning with curriculum sampling; arXiv 2507.01006, section 5."""
 
@@ -135,5 +154,6 @@ class RLConfig:
     """Write groups.jsonl: rewards, tiers and advantages of every iteration."""
     random_rewards: bool = False
     """A control: rewards are drawn by the seed, whatever the answer is; those of evaluation stay true."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     expansion: ExpansionConfig = field(default_factory=ExpansionConfig)

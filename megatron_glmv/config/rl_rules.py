@@ -36,6 +36,13 @@ def rl_rules(config: Config, world: int | None) -> Iterator[Problem]:
         off = ("train.moe_router_fusion", [False])
         message = "chooses experts in a kernel that can't be told which (rl.routing_replay)"
         yield Problem("rl.routing_fusion", "train.moe_router_fusion", True, message, (off,))
+    if rl.judge.votes % 2 == 0:
+        odd = ("rl.judge.votes", [rl.judge.votes + 1, rl.judge.votes - 1])
+        yield Problem("rl.judge.votes", "rl.judge.votes", rl.judge.votes, "has to be odd, or votes tie", (odd,))
+    if rl.judge.url and not rl.judge.model:
+        yield Problem(
+            "rl.judge.model", "rl.judge.model", "", "has to be given: the name under which rl.judge.url serves it"
+        )
     if rl.staleness > 1:
         message = "is more than one step: rollouts are made for the next iteration alone"
         yield Problem("rl.staleness", "rl.staleness", rl.staleness, message, (("rl.staleness", [1, 0]),))

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from megatron_glmv.config.errors import ConfigError
 from megatron_glmv.config.load import fingerprint
+from megatron_glmv.config.rl import JudgeConfig
 from megatron_glmv.config.schema import Config
 from megatron_glmv.data.template import STOP_TOKENS
 from megatron_glmv.data.tokenizer import Tokenizer
@@ -26,6 +27,8 @@ from megatron_glmv.rl.curriculum import Curriculum
 from megatron_glmv.rl.learner import Learner
 from megatron_glmv.rl.loop import RLParts, train
 from megatron_glmv.rl.prompts import first_of_each, load_prompts, probes
+from megatron_glmv.rl.rewards.endpoint import Endpoint
+from megatron_glmv.rl.rewards.judge_model import JudgeModel
 from megatron_glmv.rl.rewards.registry import Judge
 from megatron_glmv.rl.rolling import Roller
 from megatron_glmv.rl.rollout.connect import connect
@@ -72,7 +75,7 @@ def run(config: Config, run_dir: Path, session: Session) -> int:
         watchdog.on_hang = lambda reason: started.end(reason, int(ExitCode.HANG), state.step)
         tokenizer.save(run_dir / "tokenizer")
     try:
-        with Judge() as judge:
+        with Judge(model=judge_model(config.rl.judge)) as judge:
             guards = (stop, judge, fence, watchdog)
             ending = _train(config, run_dir, session, trainer, tokenizer, checkpoints, state, *guards)
     except BaseException as error:
@@ -84,6 +87,14 @@ def run(config: Config, run_dir: Path, session: Session) -> int:
         attempt.end(ending.reason, int(code), state.step)
         print(f"{ending.reason} at step {state.step} of {config.train.steps}, exit code {int(code)}", flush=True)
     return int(code)
+
+
+def judge_model(options: JudgeConfig) -> JudgeModel | None:
+    """Raises ConfigError where the address is none, or the key is not in the environment."""
+    if not options.url:
+        return None
+    endpoint = Endpoint(options.url, options.model, options.key_env)
+    return JudgeModel(endpoint, votes=options.votes, seconds=options.seconds, parallel=options.parallel)
 
 
 def find_tokenizer(config: Config, run_dir: Path) -> Tokenizer:

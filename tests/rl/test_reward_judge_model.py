@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from megatron_glmv.config.errors import ConfigError
+from megatron_glmv.config.rl import JudgeConfig
+from megatron_glmv.rl.advantage import group_advantages
 from megatron_glmv.rl.rewards.endpoint import Endpoint
 from megatron_glmv.rl.rewards.judge_model import JudgeModel, read_score
 from megatron_glmv.rl.rewards.registry import Judge
 from megatron_glmv.rl.rewards.types import Item
+from megatron_glmv.stages.rlcs import judge_model
 
 
 class Server(ThreadingHTTPServer):
@@ -34,7 +37,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.mode == "error":
             self.send_error(400)
             return
-        score = 0 if self.server.mode == "split" and body["seed"] == 0 else 1
+        score: float = 0 if self.server.mode == "split" and body["seed"] == 0 else 1
+        if self.server.mode == "graded":
+            score = body["messages"][-1]["content"].count("zork") / 4
         reply = json.dumps({"choices": [{"message": {"content": f"It fits.\nScore: {score}"}}]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(reply)))
@@ -100,6 +105,24 @@ def test_only_the_last_line_is_a_score() -> None:
     assert read_score("Score: 0.5", False) is None
     assert read_score("**Score: 0.5**", True) == 0.5
     assert read_score("Score: 7", True) is None
+
+
+def test_prompts_without_a_verifier_are_rewarded_beside_those_with_one(server: Server) -> None:
+    """The judge's grades as a run's options ask for them; within a group they weigh as any reward does."""
+    server.mode = "graded"
+    options = JudgeConfig(url=f"http://127.0.0.1:{server.server_address[1]}/v1", model="m", votes=1, seconds=2.0)
+    answers = ["zork", "zork zork zork", "nothing", "zork zork"]
+    boxed = [f"<|begin_of_box|>{number}<|end_of_box|>" for number in (3, 4)]
+    items = [Item("open_ended", text, None) for text in answers] + [Item("counting", text, "3") for text in boxed]
+    with Judge(model=judge_model(options)) as judge:
+        judge.require({"open_ended", "counting"})
+        rewards = [one.reward for one in judge.judge(items)]
+    assert rewards == [0.25, 0.75, 0.0, 0.5, 1.0, 0.0]
+    advantages = group_advantages(rewards[:4])
+    assert advantages.mean() == pytest.approx(0) and advantages.std() == pytest.approx(1)
+    assert judge_model(JudgeConfig()) is None
+    with pytest.raises(ConfigError):
+        judge_model(JudgeConfig(url="127.0.0.1", model="m"))
 
 
 def test_open_ended_needs_a_model(server: Server) -> None:
