@@ -68,7 +68,7 @@ MUTATIONS = (
         "data/collate.py",
         "positions[:, span] = layout.position_ids",
         "positions[:, span] = layout.position_ids + start",
-        "data/test_loader.py",
+        "data/test_loader.py::test_a_pack_is_its_samples_side_by_side",
     ),
     Mutation(
         "a sandwich norm dropped",
