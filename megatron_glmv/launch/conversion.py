@@ -21,7 +21,7 @@ OPTIONS = {
     "import": {
         **dict.fromkeys(("hf", "text", "vision", "tokenizer"), "directory"),
         **dict.fromkeys(("rope_theta", "merger_ffn", "seed", "workers"), "number"),
-        **dict.fromkeys(("without_tokenizer", "allow_rounded_bias"), "flag"),
+        **dict.fromkeys(("without_tokenizer", "allow_rounded_bias", "mtp"), "flag"),
         **dict.fromkeys(("out", "patch_init", "memory_limit"), "text"),
     },
     "export": {
