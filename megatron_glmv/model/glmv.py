@@ -68,9 +68,9 @@ class GLMV(MegatronModule):
         pre_process: bool,
         post_process: bool,
         vp_stage: int | None,
-        prediction_spec: Any,
         encoder_data: bool,
         encoder_tensor: bool,
+        prediction_spec: Any = None,
     ) -> None:
         super().__init__(text_config)
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage

@@ -56,6 +56,12 @@ def now(out: Path) -> str:
     return marks[-1].split()[0] if marks else ""
 
 
+def compare(found: dict[str, str], reference: dict[str, str]) -> None:
+    more, fewer = sorted(found.keys() - reference.keys()), sorted(reference.keys() - found.keys())
+    other = sorted(name for name in found.keys() & reference.keys() if found[name] != reference[name])
+    assert not (more or fewer or other), f"more: {more}, fewer: {fewer}, other: {other}"
+
+
 BENCH = [f"contamination.files=[{planted.evaluation(WORK / 'evaluation')}]"]
 
 
@@ -91,14 +97,14 @@ def main() -> None:
         for shard in out.glob("*.tar"):
             assert reference[shard.name] == hashlib.sha256(shard.read_bytes()).hexdigest(), "a shard that is not whole"
         if not killed:  # it had finished: begin again
-            assert files(out) == reference
+            compare(files(out), reference)
             for left in [*out.iterdir(), *(out / "prepare").iterdir()]:
                 if left.is_file():
                     left.unlink()
                 elif left.name not in ("prepare", "answers"):
                     shutil.rmtree(left)
     assert os.waitpid(start(out), 0)[1] == 0
-    assert files(out) == reference
+    compare(files(out), reference)
     print(json.dumps({"struck": struck.total(), **struck, "files": len(reference)}))
 
 

@@ -124,7 +124,7 @@ class Preparation:
         here = {path.name for path in self.out.glob("*.tar")}
         if strange := sorted(here ^ expected):
             raise DataError(self.out, f"{', '.join(strange[:4])}: not as phase write left it; run it again")
-        for left in self.work.directory.rglob("*.partial-*"):  # of processes that were killed
+        for left in self.out.rglob("*.partial-*"):  # of processes that were killed, the state's in OUT/prepare too
             left.unlink(missing_ok=True)
         made = report.collect(parts)
         report.save(made, self.out)
