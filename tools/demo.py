@@ -94,21 +94,10 @@ def go_on(options: argparse.Namespace) -> list[Path]:
     """Long context from the first stage's weights, SFT from its own. Their run directories."""
     before, made = options.run_dir, []
     script = [sys.executable, str(Path(__file__).with_name("make_stage_data.py")), "--demo", str(options.data)]
+    sft = ["parallel=pp2_ep2", "data.pack_tokens=3072", "optim.lr=4e-4"]
     for stage, folder, (samples, steps), layout, settings in (
-        (
-            "longcontext",
-            "long",
-            options.long,
-            "context 2",
-            ["train.global_batch=1"],
-        ),  # four times the first one's tokens
-        (
-            "sft",
-            "sft",
-            options.sft,
-            "pipeline 2 x expert 2",
-            ["parallel=pp2_ep2", "data.pack_tokens=3072", "optim.lr=4e-4"],
-        ),
+        ("longcontext", "long", options.long, "context 2", ["train.global_batch=1"]),  # packs of four times the tokens
+        ("sft", "sft", options.sft, "pipeline 2 x expert 2", sft),
     ):
         run(f"the data of {stage}", [*script, "--stage", folder, "--samples", str(samples), "--held-out", "2"])
         made.append(options.run_dir.with_name(f"{options.run_dir.name}_{stage}"))

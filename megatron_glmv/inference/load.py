@@ -24,6 +24,7 @@ from megatron_glmv.data.template import GLM41V, GLM45V, STOP_TOKENS
 from megatron_glmv.data.tokenizer import Tokenizer
 from megatron_glmv.inference.media import MediaFiles
 from megatron_glmv.inference.prompts import PromptBuilder
+from megatron_glmv.parallel.groups import Groups
 from megatron_glmv.stages.session import Session, single_process
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Loaded:
     path: Path
     """The directory of the checkpoint."""
     step: int
+    groups: Groups
+    """Of the one process that the model lives in."""
 
 
 @contextmanager
@@ -57,7 +60,7 @@ def load_for_inference(ckpt: Path, tokenizer: Path | None = None, *, verify: boo
         model = _build(config, session, checkpoint, words.fingerprint, verify)
         files = MediaFiles(config.data, config.model.vision, session.device)
         engine = Engine(model, words, files, STOP_TOKENS[config.data.template], session.device)
-        yield Loaded(engine, PromptBuilder(words, files), checkpoint.path, checkpoint.manifest.step)
+        yield Loaded(engine, PromptBuilder(words, files), checkpoint.path, checkpoint.manifest.step, session.groups)
 
 
 def inference_config(checkpoint: Checkpoint) -> Config:

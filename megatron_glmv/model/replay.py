@@ -94,22 +94,25 @@ class Chooser:
         return values, chosen
 
 
-def choosers(chunk: Any) -> Iterator[Chooser]:
-    """Of the decoder's routers, in the order of its layers; a prediction layer's is none of them."""
+def _routers(chunk: Any) -> Iterator[Any]:
+    """The decoder's, in the order of its layers; a prediction layer's is none of them."""
     for module in getattr(chunk, "language", chunk).decoder.modules():
-        if isinstance(chooser := getattr(module, "router_replay", None), Chooser):
-            yield chooser
+        if isinstance(getattr(module, "router_replay", None), Chooser):
+            yield module
+
+
+def choosers(chunk: Any) -> Iterator[Chooser]:
+    """Of a part of the model, or of a language model, in the order of its layers."""
+    for router in _routers(chunk):
+        yield router.router_replay
 
 
 def replay(chunks: list[Any], rows: ReplayRows) -> None:
     """From here on the routing masks that are given to these chunks (parts of the model, whatever their stage) have
     these rows."""
-    for chunk in chunks:
-        for module in chunk.language.decoder.modules():
-            chooser = getattr(module, "router_replay", None)
-            if isinstance(chooser, Chooser):
-                first = module.config.num_layers - rows.layers  # dense layers come before those with experts
-                chooser.rows, chooser.layer = rows, module.layer_number - 1 - first
+    for router in (router for chunk in chunks for router in _routers(chunk)):
+        first = router.config.num_layers - rows.layers  # dense layers come before those with experts
+        router.router_replay.rows, router.router_replay.layer = rows, router.layer_number - 1 - first
 
 
 def take_differing(chunks: list[Any]) -> tuple[float, float]:

@@ -50,12 +50,14 @@ class Roller:
         each: int,
         *,
         greedy: bool = False,
-        seed: int | None = None,
+        held_out: bool = False,
         judged: bool = True,
     ) -> list[Group]:
         """`each` answers to every prompt; the rollouts are numbered from `first`, which seeds their draws. A prompt
-        that can't be used has a group without answers. judged=False: every reward is 0."""
-        return self.gather(self.mine(prompts, first, each, greedy=greedy, seed=seed, judged=judged), len(prompts))
+        that can't be used has a group without answers. held_out: the draws of every evaluation, and true rewards where
+        a control draws them. judged=False: every reward is 0."""
+        mine = self.mine(prompts, first, each, greedy=greedy, held_out=held_out, judged=judged)
+        return self.gather(mine, len(prompts))
 
     def mine(
         self,
@@ -64,13 +66,13 @@ class Roller:
         each: int,
         *,
         greedy: bool = False,
-        seed: int | None = None,
+        held_out: bool = False,
         judged: bool = True,
     ) -> dict[int, Group]:
         """This rank's share of `roll`, by place; not collective."""
         rank, world = dist.get_rank(), dist.get_world_size()
-        seed = self.seed if seed is None else seed
-        return self._share({i: prompts[i] for i in range(rank, len(prompts), world)}, first, each, greedy, seed, judged)
+        share = {i: prompts[i] for i in range(rank, len(prompts), world)}
+        return self._share(share, first, each, greedy, held_out, judged)
 
     def gather(self, mine: Mapping[int, Group], count: int) -> list[Group]:
         """The groups of all ranks in their order. Collective."""
@@ -91,7 +93,7 @@ class Roller:
         return built
 
     def _share(
-        self, prompts: Mapping[int, RLPrompt], first: int, each: int, greedy: bool, seed: int, judged: bool
+        self, prompts: Mapping[int, RLPrompt], first: int, each: int, greedy: bool, held_out: bool, judged: bool
     ) -> dict[int, Group]:
         built: dict[int, Prompt] = {}
         made: dict[int, Group] = {}
@@ -106,7 +108,7 @@ class Roller:
         rollouts = self.engine.roll(
             requests,
             self.config.max_new_tokens,
-            seed,
+            HELD_OUT_SEED if held_out else self.seed,
             greedy=greedy,
             force=self.force,
             batch_size=self.config.batch_size,
@@ -116,9 +118,8 @@ class Roller:
             if answers[0].finish == FAILED:
                 made[i] = _empty(prompts[i], answers[0].error)
         usable = {i: answers for i, answers in by_place.items() if i not in made}
-        control = self.config.random_rewards and not greedy and seed != HELD_OUT_SEED  # evaluation stays true
         found = (
-            self._judge(usable, prompts, control)
+            self._judge(usable, prompts, self.config.random_rewards and not held_out)
             if judged
             else dict.fromkeys(usable, ((0.0,) * each, ("",) * each, 0.0))
         )
@@ -168,8 +169,8 @@ def random_reward(seed: int, number: int) -> float:
 def held_out(roller: Roller, prompts: Sequence[RLPrompt], samples: int) -> dict[str, float]:
     """`heldout_reward` (sampled as in training, `samples` answers each, the same draws at every evaluation),
     `heldout_greedy`, `heldout_pass` (any of the samples at least half right), and the sampled reward by domain."""
-    sampled = [g for g in roller.roll(prompts, 0, samples, seed=HELD_OUT_SEED) if g.rewards]
-    greedy = [g for g in roller.roll(prompts, 0, 1, greedy=True) if g.rewards]
+    sampled = [g for g in roller.roll(prompts, 0, samples, held_out=True) if g.rewards]
+    greedy = [g for g in roller.roll(prompts, 0, 1, greedy=True, held_out=True) if g.rewards]
     if not sampled:
         return {}
     found: dict[str, Any] = {

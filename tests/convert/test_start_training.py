@@ -31,7 +31,7 @@ def overrides(model: dict[str, Any], at: str = "model") -> list[str]:
     for name, value in model.items():
         if isinstance(value, dict):
             out += overrides(value, f"{at}.{name}")
-        elif name not in ("name",):
+        elif name != "name":
             text = "null" if value is None else str(list(value)).replace(" ", "") if isinstance(value, tuple) else value
             out.append(f"{at}.{name}={text}")
     return out

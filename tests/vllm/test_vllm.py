@@ -8,11 +8,8 @@ them by 1 and more; the bound is 2e-4. Not covered: GPUs, tensor parallel server
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,26 +17,22 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from helpers.answering import answering_config
+from helpers.rlcs_run import Run, rlcs_config, write_prompts
 from helpers.vllm_server import HEAD_DIM, MODEL, make_export, serving
 
 from megatron_glmv.checkpoint.hf.mapping import name_mapping
-from megatron_glmv.config.load import to_json
-from megatron_glmv.config.rl import CurriculumConfig, RLConfig, ServerConfig
-from megatron_glmv.config.schema import Config, OptimConfig, ParallelConfig, StageConfig, TrainConfig
+from megatron_glmv.config.rl import ServerConfig
+from megatron_glmv.config.schema import Config, ParallelConfig
 from megatron_glmv.data.template import GLM45V, STOP_TOKENS
-from megatron_glmv.inference import load
 from megatron_glmv.inference.features import Features
-from megatron_glmv.inference.load import Loaded
-from megatron_glmv.parallel.groups import Groups
+from megatron_glmv.inference.load import Loaded, load_for_inference
 from megatron_glmv.rl.rollout.contract import ForceAnswer, Request, Rollout
 from megatron_glmv.rl.rollout.remote import RemoteEngine
 from megatron_glmv.rl.rollout.server import Server, ServerError
 from megatron_glmv.rl.rollout.streaming import TrainedTensors
 from megatron_glmv.rl.rollout.update import ServerWeights
 from megatron_glmv.rl.rollout.vllm import VLLM
-from megatron_glmv.stages.session import Session
 
 PYTHON = os.environ.get("GLMV_VLLM_PYTHON", "")
 pytestmark = [
@@ -47,10 +40,6 @@ pytestmark = [
     pytest.mark.skipif(not PYTHON, reason="needs a vLLM in an environment of its own: make test-vllm"),
 ]
 BOUND = 2e-4
-PROGRAM = (
-    "import sys, yaml; from megatron_glmv.config.load import from_dict; from megatron_glmv.stages.run import run; "
-    "sys.exit(run(from_dict(yaml.safe_load(open(sys.argv[1])))))"
-)
 ASKED: dict[str, tuple[str, ...]] = {
     "text": (),
     "image": ("a.png",),
@@ -75,27 +64,15 @@ def url(run: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def loaded(run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Loaded, Groups]]:
-    """Our model, and the groups of the session that it was loaded in."""
-    sessions: list[Session] = []
-    single_process = load.single_process
-
-    @contextlib.contextmanager
-    def kept(config: Config) -> Iterator[Session]:
-        with single_process(config) as session:
-            sessions.append(session)
-            yield session
-
-    monkeypatch.setattr(load, "single_process", kept)
-    with load.load_for_inference(run, run / "data" / "tokenizer") as loaded:
-        yield loaded, sessions[0].groups
+def loaded(run: Path) -> Iterator[Loaded]:
+    with load_for_inference(run, run / "data" / "tokenizer") as loaded:
+        yield loaded
 
 
 class Side:
     """Our model and the server, asked the same."""
 
-    def __init__(self, ours: tuple[Loaded, Groups], run: Path, url: str, update: str) -> None:
-        loaded, groups = ours
+    def __init__(self, loaded: Loaded, run: Path, url: str, update: str) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         self.engine, self.model = loaded.engine, loaded.engine.model
         self.config = ServerConfig(
@@ -106,7 +83,7 @@ class Side:
         files, stop = self.engine.features.files, STOP_TOKENS[GLM45V]
         self.remote = RemoteEngine(self.dialect, [self.server], self.engine.tokenizer, files, stop, self.config, 0)
         mapping = name_mapping(answering_config(run, head_dim=HEAD_DIM).model)
-        tensors = TrainedTensors([self.model], mapping, groups, self.engine.device)
+        tensors = TrainedTensors([self.model], mapping, loaded.groups, self.engine.device)
         servers = [self.server]
         self.weights = ServerWeights(self.dialect, servers, tensors, self.config, run / "weights", self.engine.device)
         self.requests = []
@@ -138,9 +115,7 @@ class Side:
         return found
 
 
-def test_answers_to_text_images_and_videos_have_our_log_probabilities(
-    loaded: tuple[Loaded, Groups], run: Path, url: str
-) -> None:
+def test_answers_to_text_images_and_videos_have_our_log_probabilities(loaded: Loaded, run: Path, url: str) -> None:
     side = Side(loaded, run, url, "distributed")
     sampled = side.remote.roll(side.requests, 12, 3)
     off = side.worst(sampled)
@@ -159,7 +134,7 @@ def test_answers_to_text_images_and_videos_have_our_log_probabilities(
 
 @pytest.mark.parametrize("update", ["distributed", "disk"])
 def test_the_server_answers_with_the_weights_that_it_was_given(
-    loaded: tuple[Loaded, Groups], run: Path, url: str, update: str
+    loaded: Loaded, run: Path, url: str, update: str
 ) -> None:
     side = Side(loaded, run, url, update)
     for seed in (1, 2):
@@ -179,7 +154,7 @@ class Trusting(VLLM):
         server.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": directory}})
 
 
-def test_a_reload_of_the_servers_own_lies(loaded: tuple[Loaded, Groups], run: Path, url: str) -> None:
+def test_a_reload_of_the_servers_own_lies(loaded: Loaded, run: Path, url: str) -> None:
     """vLLM 0.32 on a CPU answers 200 and leaves its experts wrong: what our worker extension repairs, and the probe is
     there to find."""
     side = Side(loaded, run, url, "disk")
@@ -195,47 +170,14 @@ def test_a_reload_of_the_servers_own_lies(loaded: tuple[Loaded, Groups], run: Pa
 
 
 def training(run: Path, name: str, url: str, tensor: int, **server: Any) -> Config:
-    lines = []
-    for n in range(16):
-        media = [{"type": "image", "image": f"data/media/{'abc'[n % 3]}.png"}] if n % 2 else []
-        media = [{"type": "video", "video": "data/media/v.webm"}] if n == 5 else media
-        content = [*media, {"type": "text", "text": f"How many are there? {n}"}]
-        message = {"role": "user", "content": content}
-        lines.append({"id": f"p{n}", "task": "count", "answer": "3", "messages": [message]})
-    prompts = run / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_prompts(run, video_at=5)
     options = ServerConfig(urls=(url,), timeout_s=120.0, retries=1, bucket_mb=1, address="127.0.0.1", **server)
-    rl = RLConfig(
-        prompts=str(prompts),
-        groups=4,
-        group_size=4,
-        max_new_tokens=8,
-        random_rewards=True,
-        tis_cap=2.0,
-        curriculum=CurriculumConfig(grade=2),
-        engine="vllm",
-        server=options,
-    )
-    base = answering_config(run / name, head_dim=HEAD_DIM)
-    return replace(
-        base,
-        stage=StageConfig(name="rlcs"),
-        parallel=ParallelConfig(tensor=tensor),
-        data=replace(base.data, tokenizer=str(run / "data" / "tokenizer"), val_path=""),
-        optim=OptimConfig(lr=1e-3, min_lr=1e-3, warmup_steps=0),
-        train=TrainConfig(steps=3, seed=5),
-        rl=rl,
-        init_from=str(run / "checkpoints" / "step_3"),
-    )
+    config = rlcs_config(run, run / name, 3, head_dim=HEAD_DIM, tis_cap=2.0, engine="vllm", server=options)
+    return replace(config, parallel=ParallelConfig(tensor=tensor))
 
 
 def train(config: Config) -> tuple[int, str]:
-    folder = Path(config.run_dir)
-    folder.mkdir()
-    file = folder.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(to_json(config)))
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(file)], capture_output=True, text=True, timeout=600)
-    return done.returncode, done.stdout + done.stderr
+    return Run(config).ended(600)
 
 
 @pytest.mark.parametrize(("tensor", "update"), [(1, "distributed"), (2, "disk")])

@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -161,7 +161,7 @@ class RemoteEngine:
         logprobs = (*said.logprobs, *(0.0 for _ in inserted))
         if len(begun) >= most:
             return Said(begun, logprobs, LENGTH), sampled
-        rest = Question(**{**vars(question), "begun": begun, "count": 1, "most": most - len(begun), "seed": seed})
+        rest = replace(question, begun=begun, count=1, most=most - len(begun), seed=seed)
         (more,) = self._ask(rest)
         whole = Said((*begun, *more.token_ids), (*logprobs, *more.logprobs), more.finish)
         return whole, (*sampled, *(True for _ in more.token_ids))
