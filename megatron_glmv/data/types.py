@@ -7,9 +7,11 @@ whole videos), V = 3 x temporal_patch x patch x patch values in a patch (1,176),
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # environments draw their pictures in processes of their own, which torch would keep waiting
+    import torch
+
 
 IMAGE, VIDEO = "image", "video"
 

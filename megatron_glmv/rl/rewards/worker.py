@@ -7,7 +7,8 @@ import json
 import os
 import resource
 import sys
-from typing import Any
+from io import FileIO
+from typing import Any, BinaryIO
 
 from megatron_glmv.rl.rewards import mathematics
 from megatron_glmv.rl.rewards.domains import VERIFIERS
@@ -19,20 +20,26 @@ CPU_GRACE = 5
 
 def main() -> None:
     """Serve until the pipe closes. argv: package root, address space in MiB."""
+    inbox, outbox = take_pipes()
+    limit_process(int(sys.argv[2]) << 20)
+    _warm()
+    outbox.write(b"{}\n")
+    for line in inbox:
+        request = json.loads(line)
+        allow_cpu(float(request["seconds"]))
+        verdict = judge(request)
+        answer = {"reward": verdict.reward, "reason": verdict.reason, "undecided": verdict.undecided}
+        outbox.write(json.dumps(answer).encode() + b"\n")
+
+
+def take_pipes() -> tuple[BinaryIO, FileIO]:
+    """(requests, answers): standard input and output, which nothing else can reach from here on."""
     inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     silence = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(silence, descriptor)
     os.close(silence)
-    _limit(int(sys.argv[2]) << 20)
-    _warm()
-    outbox.write(b"{}\n")
-    for line in inbox:
-        request = json.loads(line)
-        _allow_cpu(float(request["seconds"]))
-        verdict = judge(request)
-        answer = {"reward": verdict.reward, "reason": verdict.reason, "undecided": verdict.undecided}
-        outbox.write(json.dumps(answer).encode() + b"\n")
+    return inbox, outbox
 
 
 def judge(request: dict[str, Any]) -> Verdict:
@@ -52,7 +59,8 @@ def _warm() -> None:
         mathematics.same_expression("\\frac{1}{2}x^2", "(x^2)/2", mathematics.TOLERANCE)
 
 
-def _limit(memory: int) -> None:
+def limit_process(memory: int) -> None:
+    """Of address space in bytes; no files, no core, few descriptors."""
     for kind, bound in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CORE, 0),
@@ -64,7 +72,8 @@ def _limit(memory: int) -> None:
         resource.setrlimit(kind, (bound, bound))
 
 
-def _allow_cpu(seconds: float) -> None:
+def allow_cpu(seconds: float) -> None:
+    """So many more for the call that begins."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     soft = int(used.ru_utime + used.ru_stime + seconds) + CPU_GRACE
