@@ -24,6 +24,7 @@ POSITIVE = {  # integers that are at least 1
     "rl.expansion": "refill_batches",
     "rl.server": "port bucket_mb in_flight",
     "rl.judge": "votes parallel",
+    "rl.environment": "turns workers",
     "optim": "muon_steps",
 }
 NOT_NEGATIVE = {  # numbers that may be 0
@@ -50,6 +51,7 @@ ABOVE_ZERO = {  # numbers above 0, with one that is a fair repair
     "rl.tis_cap": 2.0,
     "rl.server.timeout_s": 600.0,
     "rl.judge.seconds": 30.0,
+    "rl.environment.seconds": 10.0,
     "rl.drift_limit": 1e-3,
     "optim.muon_rms": 0.2,
 }

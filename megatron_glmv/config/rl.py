@@ -97,6 +97,18 @@ class JudgeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnvironmentConfig:
+    """Episodes of several turns (prompts that name an environment); docs/environments.md."""
+
+    turns: int = 8
+    """Most turns of an episode; its environment may allow fewer."""
+    seconds: float = 10.0
+    """Limit of one step; an episode that takes longer is over, with reward 0."""
+    workers: int = 2
+    """Processes of a rank in which environments run; they start with the first episode."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RLConfig:
     """Reinforcement learning with curriculum sampling; arXiv 2507.01006, section 5."""
 
@@ -120,7 +132,7 @@ class RLConfig:
     updates: int = 1
     """Optimizer steps on the answers of an iteration."""
     max_new_tokens: int = 16
-    """Tokens of an answer, thinking and inserted ones included."""
+    """Tokens of an answer, thinking and inserted ones included; of several turns, of each."""
     thinking: bool = False
     """Leave the thinking to the model."""
     thinking_budget: int | None = None
@@ -154,6 +166,7 @@ class RLConfig:
     """Write groups.jsonl: rewards, tiers and advantages of every iteration."""
     random_rewards: bool = False
     """A control: rewards are drawn by the seed, whatever the answer is; those of evaluation stay true."""
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     expansion: ExpansionConfig = field(default_factory=ExpansionConfig)

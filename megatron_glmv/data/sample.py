@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from megatron_glmv.data.errors import SampleError
 from megatron_glmv.data.positions import Picture, mrope_positions
-from megatron_glmv.data.template import Media, Piece, Text, generation_prompt, render
+from megatron_glmv.data.template import Media, Piece, Text, generation_prompt, next_turn, render
 from megatron_glmv.data.tokenizer import Tokenizer
 from megatron_glmv.data.types import VIDEO, Json, MediaPlan
 
@@ -135,6 +135,24 @@ def lay_out_prompt(
         _messages(conversation), template, thinking=thinking, closed=closed, tools=tools, key=key
     )
     layout = _assemble(prompt, plans, tokenizer, merge, key, ends_in_label=False)
+    return replace(layout, labels=np.zeros_like(layout.labels), loss_weights=np.zeros_like(layout.loss_weights))
+
+
+def lay_out_turn(
+    message: Json,
+    plans: Sequence[MediaPlan],
+    tokenizer: Tokenizer,
+    template: str,
+    merge: int = 2,
+    *,
+    thinking: bool = False,
+    role_said: bool = False,
+    key: str = "?",
+) -> SampleLayout:
+    """A turn in the middle of a conversation that goes on, and the assistant turn opened behind it
+    (template.next_turn); no loss, positions from 0. Raises SampleError as `lay_out` does."""
+    pieces = next_turn(message, template, thinking=thinking, role_said=role_said, key=key)
+    layout = _assemble(pieces, plans, tokenizer, merge, key, ends_in_label=False)
     return replace(layout, labels=np.zeros_like(layout.labels), loss_weights=np.zeros_like(layout.loss_weights))
 
 

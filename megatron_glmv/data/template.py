@@ -108,6 +108,17 @@ def generation_prompt(
     return _joined([*turns.pieces(), Special("<|assistant|>"), Text("\n"), *given])
 
 
+def next_turn(
+    message: Json, template: str = GLM45V, *, thinking: bool = False, role_said: bool = False, key: str = ""
+) -> list[Piece]:
+    """What stands between an answer that was generated and the next one: another's turn (an environment's), and an
+    opened assistant turn. role_said: the answer ended by saying the role token of this turn, as it should."""
+    turns = _Turns([message], template, thinking, (), key)
+    pieces = turns.behind_answer()
+    given = [] if thinking else turns.no_thinking()
+    return _joined([*pieces[role_said:], Special("<|assistant|>"), Text("\n"), *given])
+
+
 class _Turns:
     """The turns of one conversation under one template."""
 
@@ -143,6 +154,10 @@ class _Turns:
             out += self._turn(index, message, previous)
             previous = message
         return out
+
+    def behind_answer(self) -> list[Piece]:
+        """The first turn as it follows an assistant's; its first piece is the role token."""
+        return [*map(_untrained, self._turn(0, self.messages[0], {"role": "assistant"}))]
 
     def _turn(self, index: int, message: Json, before: Json) -> list[Piece]:
         role, previous = message["role"], before["role"]

@@ -30,6 +30,8 @@ class MediaFile:
     path: Path
     facts: MediaFacts
     plan: MediaPlan
+    data: bytes | None = None
+    """Its bytes where it lies in no file: what an environment has drawn."""
 
 
 class MediaFiles:
@@ -46,13 +48,17 @@ class MediaFiles:
             self._known[kind, path] = self._look(kind, path)
         return self._known[kind, path]
 
+    def hold(self, kind: str, data: bytes) -> MediaFile:
+        """The same for bytes in memory; they live as long as what is returned. Raises SampleError."""
+        return self._seen(kind, Path(f"<{kind}>"), data, data)
+
     def decode(self, files: Sequence[MediaFile]) -> list[torch.Tensor | SampleError]:
         """uint8 [N, V] of each file, or why it has none; all in one call of the decoder."""
         made: list[torch.Tensor | SampleError | None] = []
         items: list[Item] = []
         for file in files:
             try:
-                items.append((file.plan, file.facts, self._read(file.path)))
+                items.append((file.plan, file.facts, self._read(file.path) if file.data is None else file.data))
                 made.append(None)
             except SampleError as error:
                 made.append(error)
@@ -64,11 +70,13 @@ class MediaFiles:
         return [one for one in made if one is not None]
 
     def _look(self, kind: str, path: Path) -> MediaFile:
-        data = self._read(path)
+        return self._seen(kind, path, self._read(path), None)
+
+    def _seen(self, kind: str, path: Path, data: bytes, held: bytes | None) -> MediaFile:
         facts = probe(kind, str(path), data)
         seen = plan(facts, self.data, self.vision)
         about = f"{hashlib.sha256(data).hexdigest()} {kind} {seen.height} {seen.width} {seen.frames}"
-        return MediaFile(about, path, facts, seen)
+        return MediaFile(about, path, facts, seen, held)
 
     def _read(self, path: Path) -> bytes:
         try:

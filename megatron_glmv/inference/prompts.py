@@ -5,6 +5,7 @@ Shapes: T tokens of the prompt, M visual tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from megatron_glmv.data.conversation import media_of
 from megatron_glmv.data.errors import SampleError
-from megatron_glmv.data.sample import lay_out_prompt
+from megatron_glmv.data.sample import SampleLayout, lay_out_prompt, lay_out_turn
 from megatron_glmv.data.tokenizer import Tokenizer
 from megatron_glmv.data.types import Json
 from megatron_glmv.inference.media import MediaFile, MediaFiles
@@ -52,12 +53,40 @@ class PromptBuilder:
         except ValueError as error:
             raise SampleError(str(conversation.get("id", "?")), str(error)) from error
         media = tuple(self.files.look(kind, Path(path)) for kind, path in references)
+        return self.of_media(conversation, media, thinking=thinking, closed=closed)
+
+    def of_media(
+        self, conversation: Json, media: Sequence[MediaFile], *, thinking: bool = False, closed: bool = True
+    ) -> Prompt:
+        """The same with media that were looked at before, in order of appearance."""
         plans = [medium.plan for medium in media]
         template, merge = self.files.data.template, self.files.vision.merge
         layout = lay_out_prompt(conversation, plans, self.tokenizer, template, merge, thinking=thinking, closed=closed)
-        return Prompt(
-            input_ids=torch.from_numpy(layout.input_ids),
-            position_ids=torch.from_numpy(layout.position_ids),
-            visual_positions=torch.from_numpy(layout.visual_positions),
-            media=media,
+        return _prompt(layout, media)
+
+    def turn(
+        self,
+        message: Json,
+        media: Sequence[MediaFile],
+        *,
+        thinking: bool = False,
+        role_said: bool = False,
+        key: str = "?",
+    ) -> Prompt:
+        """What follows a generated answer in a conversation that goes on (template.next_turn), positions from 0. Raises
+        SampleError."""
+        plans = [medium.plan for medium in media]
+        template, merge = self.files.data.template, self.files.vision.merge
+        layout = lay_out_turn(
+            message, plans, self.tokenizer, template, merge, thinking=thinking, role_said=role_said, key=key
         )
+        return _prompt(layout, media)
+
+
+def _prompt(layout: SampleLayout, media: Sequence[MediaFile]) -> Prompt:
+    return Prompt(
+        input_ids=torch.from_numpy(layout.input_ids),
+        position_ids=torch.from_numpy(layout.position_ids),
+        visual_positions=torch.from_numpy(layout.visual_positions),
+        media=tuple(media),
+    )

@@ -72,7 +72,11 @@ def _group(value: Json) -> Group:
 
 
 def _tuples(value: Json) -> Json:
-    return {key: tuple(part) if isinstance(part, list) else part for key, part in value.items()}
+    return {key: _tuple(part) for key, part in value.items()}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
 def check_age(rolled: Rolled, bound: int) -> None:

@@ -19,12 +19,12 @@ from megatron_glmv.data.errors import SampleError
 from megatron_glmv.data.packing import aligned, pack_window
 from megatron_glmv.data.sample import SampleLayout
 from megatron_glmv.data.types import Json, PackedBatch
-from megatron_glmv.inference.engine import continued
 from megatron_glmv.inference.media import MediaFiles
 from megatron_glmv.inference.prompts import Prompt
 from megatron_glmv.rl.advantage import Floats, batch_weight, response_weights
 from megatron_glmv.rl.group import Group
 from megatron_glmv.rl.rollout.contract import Rollout
+from megatron_glmv.rl.trajectory import unrolled
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,14 @@ class Answer:
     @property
     def length(self) -> int:
         return self.group.tokens + len(self.rollout.token_ids) - 1
+
+    @property
+    def patches(self) -> int:
+        return self.group.patches + self.rollout.patches
+
+    @property
+    def pictures(self) -> int:
+        return self.group.pictures + self.rollout.pictures
 
     @property
     def trained(self) -> NDArray[np.bool_]:
@@ -85,7 +93,7 @@ def lay_out_packs(
     packs = [tuple(sorted(pack)) for pack in pack_window([a.length for a in useful], budget)]
     if not packs:
         return MiniBatch((), (), ((),) * replicas, weight)
-    sizes = np.array([[a.length, a.group.patches, a.group.pictures] for a in useful], dtype=np.int64)
+    sizes = np.array([[a.length, a.patches, a.pictures] for a in useful], dtype=np.int64)
     costs = cost.samples(sizes[:, 0], sizes[:, 1], sizes[:, 2])
     each = -(-len(packs) // (replicas * multiple)) * multiple
     work = [float(costs[list(pack)].sum()) for pack in packs] + [0.0] * (each * replicas - len(packs))
@@ -109,8 +117,10 @@ def targets_of(batch: MiniBatch, budget: int) -> dict[tuple[str, ...], Targets]:
     return made
 
 
-def answer_layout(prompt: Prompt, rollout: Rollout, weights: Floats) -> SampleLayout:
-    """A prompt and its answer as one sample; labels[P - 1 + j] is token j of the answer, with weights [L]."""
+def answer_layout(prompt: Prompt, rollout: Rollout, weights: Floats, turns: Sequence[Prompt] = ()) -> SampleLayout:
+    """A prompt and its answer as one sample; labels[P - 1 + j] is token j of the answer, with weights [L]. `turns`:
+    the environment's inside the answer. Raises ValueError where they are others than it saw."""
+    whole = unrolled(prompt, rollout, turns)
     said = np.array(rollout.token_ids, dtype=np.int64)
     start, length = len(prompt) - 1, len(prompt) + len(said) - 1
     labels = np.zeros(length, dtype=np.int64)
@@ -118,12 +128,12 @@ def answer_layout(prompt: Prompt, rollout: Rollout, weights: Floats) -> SampleLa
     loss_weights = np.zeros(length, dtype=np.float32)
     loss_weights[start:] = weights
     return SampleLayout(
-        input_ids=np.concatenate([prompt.input_ids.numpy(), said[:-1]]),
+        input_ids=whole.input_ids[:-1].numpy(),
         labels=labels,
         loss_weights=loss_weights,
-        position_ids=continued(prompt.position_ids, len(said) - 1).numpy(),
-        visual_positions=prompt.visual_positions.numpy(),
-        plans=tuple(medium.plan for medium in prompt.media),
+        position_ids=whole.position_ids[:, :-1].numpy(),
+        visual_positions=whole.visual_positions.numpy(),
+        plans=tuple(medium.plan for medium in whole.media),
     )
 
 
@@ -152,28 +162,39 @@ class AnswerPacks:
         self._waiting: list[PackedBatch] = []
         self._pixels: dict[str, torch.Tensor] = {}
 
-    def make(self, batch: MiniBatch, replica: int, prompts: Mapping[str, Prompt]) -> None:
-        """The packs that `next_step` hands out. Raises SampleError where a file that was rolled out with changed."""
+    def make(
+        self,
+        batch: MiniBatch,
+        replica: int,
+        prompts: Mapping[str, Prompt],
+        turns: Mapping[str, Sequence[Prompt]] | None = None,
+    ) -> None:
+        """The packs that `next_step` hands out. `turns`: the environment's, by the key of the answer. Raises
+        SampleError where a file that was rolled out with changed, or an episode went otherwise."""
         self._waiting = []
         for number in batch.of_replica[replica]:
             if number >= len(batch.packs):
                 self._waiting.append(empty_pack(self.budget, self.pad, self.files.vision.patch_values))
                 continue
-            samples = [self._sample(batch.answers[i], prompts) for i in batch.packs[number]]
+            samples = [self._sample(batch.answers[i], prompts, turns or {}) for i in batch.packs[number]]
             self._waiting.append(collate(samples, self.budget, self.pad, self.files.vision.patch_values))
         self._pixels.clear()
 
-    def _sample(self, answer: Answer, prompts: Mapping[str, Prompt]) -> Sample:
-        prompt = prompts[answer.group.prompt]
-        if tuple(m.key for m in prompt.media) != answer.rollout.media or len(prompt) != answer.group.tokens:
+    def _sample(self, answer: Answer, prompts: Mapping[str, Prompt], turns: Mapping[str, Sequence[Prompt]]) -> Sample:
+        prompt, later = prompts[answer.group.prompt], turns.get(answer.key, ())
+        media = [medium for part in (prompt, *later) for medium in part.media]
+        if tuple(m.key for m in media) != answer.rollout.media or len(prompt) != answer.group.tokens:
             raise SampleError(answer.key, "its media or tokens are not those it was rolled out with")
-        unread = [m for m in prompt.media if m.key not in self._pixels]
+        unread = [m for m in media if m.key not in self._pixels]
         for medium, pixels in zip(unread, self.files.decode(unread) if unread else (), strict=True):
             if isinstance(pixels, SampleError):
                 raise pixels
             self._pixels[medium.key] = pixels
-        layout = answer_layout(prompt, answer.rollout, response_weights(answer.trained, self.mean))
-        patches = tuple(self._pixels[m.key] for m in prompt.media)
+        try:
+            layout = answer_layout(prompt, answer.rollout, response_weights(answer.trained, self.mean), later)
+        except ValueError as error:
+            raise SampleError(answer.key, str(error)) from error
+        patches = tuple(self._pixels[m.key] for m in media)
         return Sample(answer.key, layout, patches, ("rollout",) * len(patches))
 
     def next_step(self) -> list[PackedBatch]:

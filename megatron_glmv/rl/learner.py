@@ -144,13 +144,17 @@ class Learner:
         """This replica's micro-batches, made by one of its ranks."""
         replica = self.trainer.groups.dp_rank
         if self.feed.loader is not None:
-            needed = {
-                batch.answers[i].group.prompt
+            answers = [
+                batch.answers[i]
                 for number in batch.of_replica[replica]
                 if number < len(batch.packs)
                 for i in batch.packs[number]
-            }
-            self.packs.make(batch, replica, {id: self.roller.build(self.prompts[id]) for id in sorted(needed)})
+            ]
+            needed = sorted({answer.group.prompt for answer in answers})
+            prompts = dict(zip(needed, self.roller.build_all([self.prompts[id] for id in needed]), strict=True))
+            turns = self.roller.turns([(self.prompts[a.group.prompt], a.rollout) for a in answers])
+            by_key = {answer.key: of_answer for answer, of_answer in zip(answers, turns, strict=True)}
+            self.packs.make(batch, replica, prompts, by_key)
         self.feed.micro_batches = len(batch.of_replica[replica])
         return self.feed.next_step()
 

@@ -68,6 +68,7 @@ def train(parts: RLParts, state: RLState) -> Ending:
         return _steps(parts, state, last, background)
     finally:
         background.close()
+        parts.roller.close()
 
 
 def _steps(parts: RLParts, state: RLState, last: int, background: InBackground) -> Ending:

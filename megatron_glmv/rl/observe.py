@@ -17,7 +17,7 @@ from megatron_glmv.rl.group import Group
 def describe(groups: Sequence[Group], failed: int) -> Json:
     """Rewards whole, by domain and by who decided; lengths, endings, forced answers, share of valid groups."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    lengths = [len(rollout.own) for rollout in rollouts]
     made: Json = {
         "reward_mean": float(np.mean([reward for group in groups for reward in group.rewards])),
         "valid_groups": sum(valid(group.rewards) for group in groups) / len(groups),
@@ -28,6 +28,10 @@ def describe(groups: Sequence[Group], failed: int) -> Json:
         "judge_s": sum(group.judge_seconds for group in groups),
         "failed_prompts": failed,
     }
+    played = [rollout for rollout in rollouts if rollout.responses]
+    if played:
+        made["turns"] = float(np.mean([len(rollout.responses) for rollout in played]))
+        made["environment_errors"] = sum(bool(rollout.error) for rollout in played)
     for domain in sorted({group.domain for group in groups}):
         rewards = [reward for group in groups if group.domain == domain for reward in group.rewards]
         made[f"reward/{domain}"] = float(np.mean(rewards))

@@ -12,6 +12,8 @@ from megatron_glmv.data.errors import DataError
 from megatron_glmv.data.types import Json
 from megatron_glmv.evaluate.dataset import Question, parse_question
 from megatron_glmv.rl.curriculum import Place, tier_centre
+from megatron_glmv.rl.environments.registry import episode_of
+from megatron_glmv.rl.environments.types import Episode
 from megatron_glmv.rl.rewards.domains import find
 
 DIFFICULTIES = ("very hard", "hard", "middle", "easy", "very easy")
@@ -24,11 +26,13 @@ class RLPrompt:
 
     question: Question
     verifier: str
-    """Domain under which the judge finds its verifier."""
+    """Domain under which the judge finds its verifier; empty for an episode."""
     answer: Any
     extra: Mapping[str, Any] = field(default_factory=dict)
     label: float | None = None
     """Pass rate given with it."""
+    episode: Episode | None = None
+    """The world that it opens, where it is more than a question; it is its own judge then."""
 
     @property
     def id(self) -> str:
@@ -45,7 +49,8 @@ class RLPrompt:
 
 def load_prompts(path: Path, edges: Sequence[float]) -> list[RLPrompt]:
     """A line is a question of `glmv eval`, and may have "verifier" (else the task names it, else the domain), "extra"
-    for it, and "difficulty": a pass rate from 0 to 1, or one of DIFFICULTIES. Raises DataError, naming the line."""
+    for it, and "difficulty": a pass rate from 0 to 1, or one of DIFFICULTIES. Instead of messages and an answer it may
+    name an episode: "environment" (environments/registry.py). Raises DataError, naming the line."""
     if not path.is_file():
         raise DataError(path, "is not a file of prompts (JSON Lines)")
     prompts: dict[str, RLPrompt] = {}
@@ -55,7 +60,10 @@ def load_prompts(path: Path, edges: Sequence[float]) -> list[RLPrompt]:
                 continue
             try:
                 line = json.loads(text)
-                prompt = _prompt(line, parse_question(line, path.parent.resolve(), str(number)), edges)
+                if "environment" in line:
+                    prompt = _episode(line, str(number), edges)
+                else:
+                    prompt = _prompt(line, parse_question(line, path.parent.resolve(), str(number)), edges)
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path}, line {number}", f"{type(error).__name__}: {error}") from error
             if prompt.id in prompts:
@@ -73,6 +81,14 @@ def _prompt(line: Json, question: Question, edges: Sequence[float]) -> RLPrompt:
         raise ValueError(f"no verifier is known by {' or '.join(map(repr, names))}")
     extra = {"question": question.prompt, "choices": list(question.choices), **line.get("extra", {})}
     return RLPrompt(question, verifier, line.get("answer", question.answer), extra, _label(line, edges))
+
+
+def _episode(line: Json, default_id: str, edges: Sequence[float]) -> RLPrompt:
+    episode = episode_of(line["environment"])
+    task, tier = str(line.get("task", episode.environment)), str(line.get("tier", ""))
+    domain = str(line.get("domain", episode.environment))
+    question = Question(str(line.get("id", default_id)), task, tier, domain, "", (), [])
+    return RLPrompt(question, "", None, label=_label(line, edges), episode=episode)
 
 
 def _label(line: Json, edges: Sequence[float]) -> float | None:
@@ -107,7 +123,8 @@ def probes(prompts: Sequence[RLPrompt], count: int) -> list[RLPrompt]:
     seen: dict[bool, list[RLPrompt]] = {True: [], False: []}
     for prompt in prompts:
         seen[
-            any(
+            prompt.episode is not None
+            or any(
                 not isinstance(message["content"], str) and len(message["content"]) > 1
                 for message in prompt.question.messages
             )

@@ -14,6 +14,8 @@ from megatron_glmv.config.rl import RLConfig
 from megatron_glmv.data.errors import SampleError
 from megatron_glmv.inference.completion import FAILED
 from megatron_glmv.inference.prompts import Prompt, PromptBuilder
+from megatron_glmv.rl.environments.referee import Moment, Referee
+from megatron_glmv.rl.episodes import Episodes
 from megatron_glmv.rl.group import Group
 from megatron_glmv.rl.prompts import RLPrompt
 from megatron_glmv.rl.rewards.registry import Judge
@@ -42,6 +44,13 @@ class Roller:
         if config.thinking and config.thinking_budget is not None:
             template = builder.files.data.template
             self.force = ForceAnswer.of(engine.tokenizer, template, config.thinking_budget)
+        limits = config.environment
+        self._referee = Referee(workers=limits.workers, seconds=limits.seconds, most_steps=limits.turns)
+        self.episodes = Episodes(config, engine, builder, self._referee, most_tokens, self.force)
+
+    def close(self) -> None:
+        """Ends the processes of environments; the next episode would start new ones."""
+        self._referee.close()
 
     def roll(
         self,
@@ -83,9 +92,27 @@ class Roller:
         found = {i: group for part in everyone for i, group in part.items()}
         return [found[i] for i in range(count)]
 
-    def build(self, prompt: RLPrompt) -> Prompt:
-        """Raises SampleError where it can't be laid out, or is too long for a pack with its answer."""
-        built = self.builder.build(prompt.conversation, thinking=self.config.thinking)
+    def build_all(self, prompts: Sequence[RLPrompt]) -> list[Prompt]:
+        """Raises SampleError where one can't be laid out, or is too long for a pack with its answer."""
+        starts = self._starts(dict(enumerate(prompts)))
+        return [self._build(prompt, starts.get(i)) for i, prompt in enumerate(prompts)]
+
+    def turns(self, played: Sequence[tuple[RLPrompt, Rollout]]) -> list[tuple[Prompt, ...]]:
+        """What environments said in each rollout; nothing where there is none. Raises SampleError."""
+        of_episodes = [(p.id, p.episode, r) for p, r in played if p.episode is not None]
+        found = iter(self.episodes.turns(of_episodes))
+        return [next(found) if prompt.episode is not None else () for prompt, _ in played]
+
+    def _starts(self, prompts: Mapping[int, RLPrompt]) -> dict[int, Moment]:
+        """The beginnings of those that are episodes."""
+        episodes = {i: prompt.episode for i, prompt in prompts.items() if prompt.episode is not None}
+        return dict(zip(episodes, self._referee.reset(list(episodes.values())), strict=True))
+
+    def _build(self, prompt: RLPrompt, start: Moment | None) -> Prompt:
+        if start is None:
+            built = self.builder.build(prompt.conversation, thinking=self.config.thinking)
+        else:
+            built = self.episodes.first(prompt.id, start)
         if len(built) + self.config.max_new_tokens > self.most_tokens:
             raise SampleError(
                 prompt.id, f"{len(built)} tokens and an answer are more than data.pack_tokens={self.most_tokens}"
@@ -97,44 +124,46 @@ class Roller:
     ) -> dict[int, Group]:
         built: dict[int, Prompt] = {}
         made: dict[int, Group] = {}
+        starts = self._starts(prompts)
         for i, prompt in prompts.items():
             try:
-                built[i] = self.build(prompt)
+                built[i] = self._build(prompt, starts.get(i))
             except SampleError as error:
                 made[i] = _empty(prompt, error.reason)
-        requests = [
-            Request(prompts[i].id, built[i], tuple(range(first + i * each, first + (i + 1) * each))) for i in built
-        ]
+        numbers = {i: tuple(range(first + i * each, first + (i + 1) * each)) for i in built}
+        asked = [i for i in built if i not in starts]
+        seed = HELD_OUT_SEED if held_out else self.seed
         rollouts = self.engine.roll(
-            requests,
+            [Request(prompts[i].id, built[i], numbers[i]) for i in asked],
             self.config.max_new_tokens,
-            HELD_OUT_SEED if held_out else self.seed,
+            seed,
             greedy=greedy,
             force=self.force,
             batch_size=self.config.batch_size,
         )
-        by_place = {i: rollouts[n * each : (n + 1) * each] for n, i in enumerate(built)}
+        by_place = {i: rollouts[n * each : (n + 1) * each] for n, i in enumerate(asked)}
         for i, answers in by_place.items():
             if answers[0].finish == FAILED:
                 made[i] = _empty(prompts[i], answers[0].error)
         usable = {i: answers for i, answers in by_place.items() if i not in made}
+        at_random = self.config.random_rewards and not held_out
         found = (
-            self._judge(usable, prompts, self.config.random_rewards and not held_out)
+            self._judge(usable, prompts, at_random)
             if judged
             else dict.fromkeys(usable, ((0.0,) * each, ("",) * each, 0.0))
         )
         for i, (rewards, verifiers, seconds) in found.items():
-            grids = [medium.plan.grid for medium in built[i].media]
-            made[i] = replace(
-                _empty(prompts[i], ""),
-                tokens=len(built[i]),
-                patches=sum(grid.patches for grid in grids),
-                pictures=sum(grid.t for grid in grids),
-                rollouts=tuple(by_place[i]),
-                rewards=rewards,
-                verifiers=verifiers,
-                judge_seconds=seconds,
-            )
+            made[i] = _group(prompts[i], built[i], by_place[i], rewards, verifiers, seconds)
+        episodes = {i: (prompts[i].id, starts[i], built[i]) for i in built if i in starts}
+        for i, played in self.episodes.play(episodes, numbers, seed, greedy=greedy).items():
+            if isinstance(played, str):
+                made[i] = _empty(prompts[i], played)
+                continue
+            rewards = played.rewards if judged else (0.0,) * each
+            if judged and at_random:
+                rewards = tuple(random_reward(self.seed, rollout.number) for rollout in played.rollouts)
+            names = (starts[i].environment,) * each
+            made[i] = _group(prompts[i], built[i], played.rollouts, rewards, names, played.seconds)
         return made
 
     def _judge(
@@ -159,6 +188,27 @@ class Roller:
 def _empty(prompt: RLPrompt, error: str) -> Group:
     place = prompt.place
     return Group(prompt.id, place.domain, place.task, 0, 0, 0, (), (), (), 0.0, error)
+
+
+def _group(
+    prompt: RLPrompt,
+    built: Prompt,
+    rollouts: Sequence[Rollout],
+    rewards: tuple[float, ...],
+    verifiers: tuple[str, ...],
+    seconds: float,
+) -> Group:
+    grids = [medium.plan.grid for medium in built.media]
+    return replace(
+        _empty(prompt, ""),
+        tokens=len(built),
+        patches=sum(grid.patches for grid in grids),
+        pictures=sum(grid.t for grid in grids),
+        rollouts=tuple(rollouts),
+        rewards=rewards,
+        verifiers=verifiers,
+        judge_seconds=seconds,
+    )
 
 
 def random_reward(seed: int, number: int) -> float:

@@ -184,7 +184,7 @@ def assemble(
     rl, device = config.rl, session.device
     pool = {prompt.id: prompt for prompt in load_prompts(Path(rl.prompts), rl.curriculum.edges)}
     heldout = first_of_each(load_prompts(Path(rl.heldout), rl.curriculum.edges), rl.heldout_each) if rl.heldout else []
-    judge.require({prompt.verifier for prompt in (*pool.values(), *heldout)})
+    judge.require({prompt.verifier for prompt in (*pool.values(), *heldout) if prompt.episode is None})
     curriculum = Curriculum(rl.curriculum, [prompt.place for prompt in pool.values()], config.train.seed)
     if state.curriculum:
         curriculum.load(state.curriculum)

@@ -34,7 +34,8 @@ from megatron_glmv.rl.group import Group
 from megatron_glmv.rl.learner import answers_of
 from megatron_glmv.rl.loss import MEASURED, PolicyLoss
 from megatron_glmv.rl.rollout.contract import Rollout
-from megatron_glmv.rl.rollout.routes import packed, routes_of, rows_of
+from megatron_glmv.rl.rollout.routes import routes_of, rows_of
+from megatron_glmv.rl.rollout.routes_text import packed
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "TP2": {"tensor": 2},

@@ -31,7 +31,8 @@ from megatron_glmv.rl.batch import Answer, MiniBatch, answer_layout, lay_out_pac
 from megatron_glmv.rl.group import Group
 from megatron_glmv.rl.rollout.contract import Request
 from megatron_glmv.rl.rollout.in_process import RolloutEngine
-from megatron_glmv.rl.rollout.routes import packed, routes_of, rows_of, unpacked
+from megatron_glmv.rl.rollout.routes import routes_of, rows_of
+from megatron_glmv.rl.rollout.routes_text import packed, unpacked
 from megatron_glmv.train.step import model_inputs
 
 BUDGET = 512

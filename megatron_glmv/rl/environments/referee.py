@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -45,6 +46,7 @@ class Referee:
         self.seconds, self.most_steps = seconds, most_steps
         self._pool = Pool(workers, memory_mib, boot)
         self._known: OrderedDict[str, Json] = OrderedDict()
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         self._pool.close()
@@ -85,16 +87,18 @@ class Referee:
     def _ask(self, asked: Sequence[Json]) -> list[Json]:
         """Each thing once; answers are functions of what is asked, so that they may be remembered."""
         keys = [json.dumps(request, sort_keys=True) for request in asked]
-        known = {key: self._known[key] for key in keys if key in self._known}
+        with self._lock:
+            known = {key: self._known[key] for key in keys if key in self._known}
         missing = {key: request for key, request in zip(keys, asked, strict=True) if key not in known}
         if missing:
             replies = self._pool.run([Call(request, self.seconds) for request in missing.values()])
             known |= {key: self._read(reply) for key, reply in zip(missing, replies, strict=True)}
-        for key in missing:
-            if "failure" not in known[key]:
-                self._known[key] = known[key]
-        while len(self._known) > KEPT:
-            self._known.popitem(last=False)
+        with self._lock:
+            for key in missing:
+                if "failure" not in known[key]:
+                    self._known[key] = known[key]
+            while len(self._known) > KEPT:
+                self._known.popitem(last=False)
         return [known[key] for key in keys]
 
     def _read(self, reply: Reply) -> Json:

@@ -49,19 +49,35 @@ class Rollout:
     sampled: tuple[bool, ...]
     """[L] False where a token was inserted (force answering): it carries no loss."""
     text: str
-    """Without the token that ended it."""
+    """Without the token that ended it; of several turns the last one's."""
     finish: str
     """stop, length or failed (inference/completion.py)."""
     media: tuple[str, ...] = ()
-    """Key of each medium of the prompt: hash of its bytes and how it was seen."""
+    """Key of each medium of the prompt, and of later turns: hash of its bytes and how it was seen."""
     error: str = ""
     routes: str = ""
     """Experts of each token that was read, base64 of [P + L - 1, layers with experts, K], P tokens of the prompt
     (routes.py). Empty where none were recorded."""
+    responses: tuple[str, ...] = ()
+    """What the model wrote in each turn of an episode, thinking included; empty where there is but one turn."""
+    given: tuple[tuple[int, int], ...] = ()
+    """(first, behind the last) of `token_ids` that are the environment's turns, with what opens the answer to them:
+    they are not sampled."""
+    patches: int = 0
+    """Of the media in `given`."""
+    pictures: int = 0
+    """Images and temporal patches of videos in `given`."""
 
     @property
     def forced(self) -> bool:
-        return not all(self.sampled)
+        """Whether tokens were inserted into an answer."""
+        return not all(self.own)
+
+    @property
+    def own(self) -> tuple[bool, ...]:
+        """`sampled` of the model's turns alone."""
+        of_others = {i for first, end in self.given for i in range(first, end)}
+        return tuple(s for i, s in enumerate(self.sampled) if i not in of_others)
 
 
 class RolloutSource(Protocol):

@@ -21,7 +21,7 @@ from megatron_glmv.inference.features import Features
 from megatron_glmv.inference.sampling import Sampler, Sampling
 from megatron_glmv.model.replay import choosers
 from megatron_glmv.rl.rollout.contract import ForceAnswer, Request, Rollout
-from megatron_glmv.rl.rollout.routes import Experts, packed
+from megatron_glmv.rl.rollout.routes_text import Experts, packed
 from megatron_glmv.rl.rollout.weights import WeightSync
 
 

@@ -1,49 +1,18 @@
-"""Experts that a rollout chose, as text that goes with it, and as rows of a pack's routing mask.
-
-Shapes: T tokens, P tokens of a prompt, L of an answer, N layers with experts, K experts of a token.
-"""
+"""Experts that rollouts chose, as rows of a pack's routing mask."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from megatron_glmv.config.schema import TextConfig
 from megatron_glmv.data.packing import aligned
 from megatron_glmv.data.types import PackedBatch
 from megatron_glmv.model.replay import NONE, ReplayRows
 from megatron_glmv.rl.batch import MiniBatch
+from megatron_glmv.rl.rollout.routes_text import unpacked
 from megatron_glmv.train.step import Routes
-
-Experts = NDArray[np.int16]
-BYTES = 256
-"""Up to so many experts a number is a byte."""
-
-
-def packed(parts: Sequence[Experts], tokens: int) -> str:
-    """[.., N, K] one behind the other, the first `tokens` of them: rows that ended run on for a while."""
-    if not parts:
-        return ""
-    whole = np.concatenate(parts)[:tokens]
-    return base64.b64encode(_narrow(whole).tobytes()).decode()
-
-
-def _narrow(experts: Experts) -> NDArray[np.generic]:
-    """The first byte says the width."""
-    wide = bool(experts.size) and int(experts.max()) >= BYTES
-    body = experts.astype("<i2" if wide else np.uint8).reshape(-1)
-    return np.concatenate([np.array([2 if wide else 1], np.uint8), body.view(np.uint8)])
-
-
-def unpacked(text: str, layers: int, topk: int) -> Experts:
-    """[T, N, K]."""
-    raw = base64.b64decode(text)
-    body = np.frombuffer(raw, "<i2" if raw[0] == 2 else np.uint8, offset=1)
-    return body.astype(np.int16).reshape(-1, layers, topk)
 
 
 def rows_of(text: TextConfig) -> ReplayRows | None:
