@@ -26,11 +26,18 @@ def reward(
     judge_votes: Annotated[int, typer.Option(help="Votes on one answer; odd.")] = 3,
     judge_key_env: Annotated[str, typer.Option(help="Environment variable that holds the endpoint's key.")] = "",
     judge_cache: Annotated[Path | None, typer.Option(help="File that keeps votes.")] = None,
+    reward_model_url: Annotated[str, typer.Option(help="A server of a scalar reward model (http://HOST:PORT).")] = "",
+    reward_model_name: Annotated[str, typer.Option(help="The model there that scores open-ended answers.")] = "",
+    reward_model_api: Annotated[str, typer.Option(help="classify, pooling, score (vLLM) or sglang.")] = "classify",
+    reward_model_template: Annotated[str, typer.Option(help="Directory of its chat template (sglang).")] = "",
+    reward_model_key_env: Annotated[str, typer.Option(help="Environment variable that holds its key.")] = "",
+    reward_model_cache: Annotated[Path | None, typer.Option(help="File that keeps its scalars.")] = None,
 ) -> None:
     """Judges responses: {reward, extracted, verifier, reason, seconds} a line. docs/rewards.md lists the domains."""
     from megatron_glmv.rl.rewards.endpoint import Endpoint
     from megatron_glmv.rl.rewards.file import main
     from megatron_glmv.rl.rewards.judge_model import JudgeModel
+    from megatron_glmv.rl.rewards.reward_model import RewardModel
     from megatron_glmv.rl.rewards.types import JudgeOptions
 
     if bool(judge_url) != bool(judge_model):
@@ -39,5 +46,12 @@ def reward(
     if judge_url:
         endpoint = Endpoint(judge_url, judge_model, judge_key_env)
         model = JudgeModel(endpoint, votes=judge_votes, cache=str(judge_cache or ""))
+    if bool(reward_model_url) != bool(reward_model_name):
+        raise ConfigError("--reward-model-url", reward_model_url, "goes with --reward-model-name", "give both")
+    scorer = None
+    if reward_model_url:
+        endpoint = Endpoint(reward_model_url, reward_model_name, reward_model_key_env, "reward_model")
+        cached = str(reward_model_cache or "")
+        scorer = RewardModel(endpoint, reward_model_api, reward_model_template, cache=cached)
     options = JudgeOptions(workers=workers, seconds=seconds, style=style, thinking_opened=thinking_opened)
-    main(file, out, options, model)
+    main(file, out, options, model, scorer)

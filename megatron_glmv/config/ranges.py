@@ -25,6 +25,7 @@ POSITIVE = {  # integers that are at least 1
     "rl.server": "port bucket_mb in_flight",
     "rl.judge": "votes parallel",
     "rl.environment": "turns workers",
+    "rl.reward_model": "parallel batch",
     "optim": "muon_steps",
 }
 NOT_NEGATIVE = {  # numbers that may be 0
@@ -52,6 +53,9 @@ ABOVE_ZERO = {  # numbers above 0, with one that is a fair repair
     "rl.server.timeout_s": 600.0,
     "rl.judge.seconds": 30.0,
     "rl.environment.seconds": 10.0,
+    "rl.reward_model.seconds": 30.0,
+    "rl.reward_model.std": 1.0,
+    "rl.reward_model.clip": 10.0,
     "rl.drift_limit": 1e-3,
     "optim.muon_rms": 0.2,
 }
@@ -70,6 +74,7 @@ BETWEEN = {  # low <= number < high (or <= where `high` is 1 and `closed`), with
 NAMES = {
     "stage.name": ("pretrain", "longcontext", "sft", "rlcs"),
     "rl.engine": ("inprocess", "vllm", "sglang"),
+    "rl.reward_model.api": ("classify", "pooling", "score", "sglang"),
     "rl.server.update": ("distributed", "disk"),
     "rl.ratio": ("token", "sequence"),
     "rl.loss_mean": ("sample", "token"),

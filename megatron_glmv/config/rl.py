@@ -109,6 +109,37 @@ class EnvironmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardModelConfig:
+    """A scalar reward model behind a vLLM or SGLang server, for prompts without a verifier (domain `open_ended`, the
+    RLHF branch), in the place of the judge model; docs/rewards.md."""
+
+    url: str = ""
+    """http://HOST:PORT; empty: none is asked."""
+    model: str = ""
+    """Name under which the server serves it."""
+    key_env: str = ""
+    """Environment variable with the server's key; empty: none is sent."""
+    api: str = "classify"
+    """classify, pooling, score: vLLM's paths of these names; sglang: SGLang's /classify."""
+    template: str = ""
+    """A directory with its chat template; sglang alone needs it."""
+    images: bool = False
+    """Send the prompt's images, too (classify and pooling)."""
+    mean: float = 0.0
+    """Scalar that is worth 0.5."""
+    std: float = 1.0
+    """What a step of one in the sigmoid's argument is in scalars: reward = sigmoid((scalar - mean) / std)."""
+    clip: float = 10.0
+    """Bound of that argument."""
+    seconds: float = 30.0
+    """For one request, repetitions included."""
+    parallel: int = 8
+    """Requests of a rank at the same time."""
+    batch: int = 16
+    """Answers in a request, where the API takes several (score, sglang)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RLConfig:
     """Reinforcement learning with curriculum sampling; arXiv 2507.01006, section 5."""
 
@@ -168,5 +199,6 @@ class RLConfig:
     """A control: rewards are drawn by the seed, whatever the answer is; those of evaluation stay true."""
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     expansion: ExpansionConfig = field(default_factory=ExpansionConfig)

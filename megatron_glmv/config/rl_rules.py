@@ -43,6 +43,7 @@ def rl_rules(config: Config, world: int | None) -> Iterator[Problem]:
         yield Problem(
             "rl.judge.model", "rl.judge.model", "", "has to be given: the name under which rl.judge.url serves it"
         )
+    yield from _reward_model(config)
     if rl.staleness > 1:
         message = "is more than one step: rollouts are made for the next iteration alone"
         yield Problem("rl.staleness", "rl.staleness", rl.staleness, message, (("rl.staleness", [1, 0]),))
@@ -73,3 +74,21 @@ def rl_rules(config: Config, world: int | None) -> Iterator[Problem]:
     if mix is not None and (not mix or min(mix.values()) < 0 or sum(mix.values()) <= 0):
         message = "needs shares that are not negative, one of them above 0"
         yield Problem("rl.mix", "rl.curriculum.mix", mix, message, (("rl.curriculum.mix", [None]),))
+
+
+def _reward_model(config: Config) -> Iterator[Problem]:
+    scorer = config.rl.reward_model
+    if scorer.url and not scorer.model:
+        message = "has to be given: the name under which rl.reward_model.url serves it"
+        yield Problem("rl.reward_model.model", "rl.reward_model.model", "", message)
+    if scorer.api == "sglang" and not scorer.template:
+        message = "has to be given for api = sglang, which takes text: a directory with the model's chat template"
+        yield Problem("rl.reward_model.template", "rl.reward_model.template", "", message)
+    if scorer.template and scorer.api != "sglang":
+        message = f"is of no use to api = {scorer.api}, whose server has its own"
+        repair = ("rl.reward_model.template", [""])
+        yield Problem("rl.reward_model.template", "rl.reward_model.template", scorer.template, message, (repair,))
+    if scorer.images and scorer.api in ("score", "sglang"):
+        message = f"can't be sent by api = {scorer.api}"
+        without = ("rl.reward_model.images", [False])
+        yield Problem("rl.reward_model.images", "rl.reward_model.images", True, message, (without,))

@@ -80,6 +80,8 @@ def _prompt(line: Json, question: Question, edges: Sequence[float]) -> RLPrompt:
     if verifier is None:
         raise ValueError(f"no verifier is known by {' or '.join(map(repr, names))}")
     extra = {"question": question.prompt, "choices": list(question.choices), **line.get("extra", {})}
+    if (known := find(str(verifier))) and known.model_only:
+        extra.setdefault("messages", question.messages)  # a reward model reads the whole conversation
     return RLPrompt(question, verifier, line.get("answer", question.answer), extra, _label(line, edges))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch.distributed as dist
@@ -24,6 +24,15 @@ from megatron_glmv.rl.rollout.contract import ForceAnswer, Request, Rollout, Rol
 
 HELD_OUT_SEED = 20250701
 """Two runs are evaluated with the same draws."""
+
+
+class Judged(NamedTuple):
+    """The verdicts over a group. `failure`: why one of them is none; empty where all are there."""
+
+    rewards: tuple[float, ...]
+    verifiers: tuple[str, ...]
+    seconds: float
+    failure: str = ""
 
 
 class Roller:
@@ -150,9 +159,12 @@ class Roller:
         found = (
             self._judge(usable, prompts, at_random)
             if judged
-            else dict.fromkeys(usable, ((0.0,) * each, ("",) * each, 0.0))
+            else dict.fromkeys(usable, Judged((0.0,) * each, ("",) * each, 0.0))
         )
-        for i, (rewards, verifiers, seconds) in found.items():
+        for i, (rewards, verifiers, seconds, failure) in found.items():
+            if failure:
+                made[i] = _empty(prompts[i], failure)
+                continue
             made[i] = _group(prompts[i], built[i], by_place[i], rewards, verifiers, seconds)
         episodes = {i: (prompts[i].id, starts[i], built[i]) for i in built if i in starts}
         for i, played in self.episodes.play(episodes, numbers, seed, greedy=greedy).items():
@@ -168,7 +180,7 @@ class Roller:
 
     def _judge(
         self, answers: Mapping[int, Sequence[Rollout]], prompts: Mapping[int, RLPrompt], at_random: bool
-    ) -> dict[int, tuple[tuple[float, ...], tuple[str, ...], float]]:
+    ) -> dict[int, Judged]:
         items = [
             Item(prompts[i].verifier, rollout.text, prompts[i].answer, prompts[i].extra)
             for i, rollouts in answers.items()
@@ -181,7 +193,10 @@ class Roller:
             rewards = tuple(verdict.reward for verdict in of_group)
             if at_random:
                 rewards = tuple(random_reward(self.seed, rollout.number) for rollout in rollouts)
-            found[i] = (rewards, tuple(v.verifier for v in of_group), sum(v.seconds for v in of_group))
+            # one answer that nobody could judge: the others can't be compared with it, and 0 would be a lie
+            failure = next((v.reason for v in of_group if v.failed), "")
+            verifiers, seconds = tuple(v.verifier for v in of_group), sum(v.seconds for v in of_group)
+            found[i] = Judged(rewards, verifiers, seconds, failure)
         return found
 
 
@@ -221,7 +236,7 @@ def held_out(roller: Roller, prompts: Sequence[RLPrompt], samples: int) -> dict[
     `heldout_greedy`, `heldout_pass` (any of the samples at least half right), and the sampled reward by domain."""
     sampled = [g for g in roller.roll(prompts, 0, samples, held_out=True) if g.rewards]
     greedy = [g for g in roller.roll(prompts, 0, 1, greedy=True, held_out=True) if g.rewards]
-    if not sampled:
+    if not sampled or not greedy:
         return {}
     found: dict[str, Any] = {
         "heldout_reward": float(np.mean([g.mean_reward for g in sampled])),

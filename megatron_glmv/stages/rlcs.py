@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from megatron_glmv.config.errors import ConfigError
 from megatron_glmv.config.load import fingerprint
-from megatron_glmv.config.rl import JudgeConfig
+from megatron_glmv.config.rl import JudgeConfig, RewardModelConfig
 from megatron_glmv.config.schema import Config
 from megatron_glmv.data.template import STOP_TOKENS
 from megatron_glmv.data.tokenizer import Tokenizer
@@ -30,6 +30,7 @@ from megatron_glmv.rl.prompts import first_of_each, load_prompts, probes
 from megatron_glmv.rl.rewards.endpoint import Endpoint
 from megatron_glmv.rl.rewards.judge_model import JudgeModel
 from megatron_glmv.rl.rewards.registry import Judge
+from megatron_glmv.rl.rewards.reward_model import RewardModel
 from megatron_glmv.rl.rolling import Roller
 from megatron_glmv.rl.rollout.connect import connect
 from megatron_glmv.rl.rollout.contract import EngineWeights, RolloutSource
@@ -75,7 +76,8 @@ def run(config: Config, run_dir: Path, session: Session) -> int:
         watchdog.on_hang = lambda reason: started.end(reason, int(ExitCode.HANG), state.step)
         tokenizer.save(run_dir / "tokenizer")
     try:
-        with Judge(model=judge_model(config.rl.judge)) as judge:
+        models = (judge_model(config.rl.judge), reward_model(config.rl.reward_model))
+        with Judge(None, *models) as judge:
             guards = (stop, judge, fence, watchdog)
             ending = _train(config, run_dir, session, trainer, tokenizer, checkpoints, state, *guards)
     except BaseException as error:
@@ -95,6 +97,15 @@ def judge_model(options: JudgeConfig) -> JudgeModel | None:
         return None
     endpoint = Endpoint(options.url, options.model, options.key_env)
     return JudgeModel(endpoint, votes=options.votes, seconds=options.seconds, parallel=options.parallel)
+
+
+def reward_model(options: RewardModelConfig) -> RewardModel | None:
+    """Raises ConfigError as `judge_model` does."""
+    if not options.url:
+        return None
+    given = {field.name: getattr(options, field.name) for field in fields(options)}
+    endpoint = Endpoint(given.pop("url"), given.pop("model"), given.pop("key_env"), "rl.reward_model")
+    return RewardModel(endpoint, **given)
 
 
 def find_tokenizer(config: Config, run_dir: Path) -> Tokenizer:

@@ -149,7 +149,7 @@ def test_a_verifier_that_does_well_is_not_told_of() -> None:
     [
         (health_of(2 * ENOUGH, failure="timeout"), "v: 10% of the calls did not end in time or died"),
         (health_of(2 * ENOUGH, failure="died"), "v: 10% of the calls did not end in time or died"),
-        (health_of(2 * ENOUGH, failed=True), "v: the judge model could not be asked 1 times"),
+        (health_of(2 * ENOUGH, failed=True), "v: the model that judges could not be asked 1 times"),
         (health_of(2 * ENOUGH, (1.0,)), f"v: all of the last {2 * ENOUGH} pass"),
         (health_of(2 * ENOUGH, (0.0,)), f"v: none of the last {2 * ENOUGH} pass"),
     ],

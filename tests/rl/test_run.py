@@ -7,16 +7,18 @@ that was not saved would show in the prompts and rewards of the steps behind the
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.answering import make_answering_run
+from helpers.reward_server import NAME, reward_server
 from helpers.rlcs_run import PROMPTS, Run, records, rlcs_config, write_prompts
 
 from megatron_glmv.checkpoint.reader import differing_tensors, open_checkpoint
-from megatron_glmv.config.rl import ExpansionConfig
+from megatron_glmv.config.rl import CurriculumConfig, ExpansionConfig, RewardModelConfig
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +78,40 @@ def test_what_is_logged_gives_the_formulas_again(reference: Path) -> None:
     assert len(looked) == 3 and set(true) == {0.0}, "rewards of training are drawn, those of evaluation true: never '3'"
     assert max(line["drift_worst"] for line in metrics[1:]) < 1e-3
     assert any(line["clip_high"] > 0 or line["clip_low"] > 0 for line in metrics[1:]), "two updates: ratios move"
+
+
+def test_a_reward_model_scores_what_has_no_verifier(start: Path, tmp_path: Path) -> None:
+    """Beside prompts with a verifier; what the server fails on is left out, never called wrong."""
+    lines = [json.loads(line) for line in (start / PROMPTS).read_text().splitlines()]
+    for n, line in enumerate(lines):
+        if line["task"] == "sum":
+            line |= {"verifier": "open_ended", "answer": ""}
+        for message in line["messages"]:
+            for part in message["content"]:
+                if n == 2 and part["type"] == "text":
+                    part["text"] += " BREAK"
+        media = [part for message in line["messages"] for part in message["content"] if part["type"] == "image"]
+        for part in media:
+            part["image"] = str(start / part["image"])
+    prompts = tmp_path / PROMPTS
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with reward_server(fail="BREAK") as (url, _):
+        scorer = RewardModelConfig(url=url, model=NAME, seconds=0.5)
+        given = {"prompts": str(prompts), "random_rewards": False, "groups": 8, "reward_model": scorer}
+        more = {"expansion": ExpansionConfig(reading="none"), "curriculum": CurriculumConfig(enabled=False)}
+        Run(rlcs_config(start, tmp_path / "run", 3, **given, **more)).finish()
+    metrics, logged = records(tmp_path / "run"), records(tmp_path / "run", name="groups.jsonl")
+    groups = [group for line in logged for group in line["groups"]]
+    scored = [group for group in groups if group["cell"][1] == "sum"]
+    assert len(scored) > 3 and len(groups) > len(scored)
+    rewards = [reward for group in scored for reward in group["rewards"]]
+    assert sum(0 < reward < 1 for reward in rewards) > len(rewards) / 2, "0 where a random answer is malformed"
+    assert any(group["advantages"] != [0.0] * 4 for group in scored), "the model's answers differ, and so do scalars"
+    assert all(group["prompt"] != "p2" for group in groups), "its server fails on that prompt"
+    assert sum(line["failed_prompts"] for line in metrics[1:]) + len(groups) == 3 * 8
+    assert all(0 < line["verifier/open_ended+rm"] < 1 for line in metrics[1:])
+    health = json.loads((tmp_path / "run" / "verifiers.json").read_text())["open_ended"]
+    assert health["scalar_std"] > 0
 
 
 def test_killed_and_started_again_it_draws_and_rewards_the_same(start: Path, reference: Path, tmp_path: Path) -> None:

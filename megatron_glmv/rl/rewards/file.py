@@ -14,6 +14,7 @@ from typing import Any
 from megatron_glmv.data.errors import DataError
 from megatron_glmv.rl.rewards.judge_model import JudgeModel
 from megatron_glmv.rl.rewards.registry import Judge
+from megatron_glmv.rl.rewards.reward_model import RewardModel
 from megatron_glmv.rl.rewards.types import Item, Judgement, JudgeOptions
 
 BATCH = 256
@@ -21,12 +22,18 @@ BATCH = 256
 FIELDS = ("domain", "response", "answer")
 
 
-def main(path: Path, out: Path | None, options: JudgeOptions, model: JudgeModel | None = None) -> None:
+def main(
+    path: Path,
+    out: Path | None,
+    options: JudgeOptions,
+    model: JudgeModel | None = None,
+    reward_model: RewardModel | None = None,
+) -> None:
     """Judge every line of a file; a summary by verifier goes to stderr.
 
     Raises DataError for a line that is no item (with its number), before anything behind it is judged.
     """
-    with Judge(options, model) as judge, contextlib.ExitStack() as files:
+    with Judge(options, model, reward_model) as judge, contextlib.ExitStack() as files:
         target = files.enter_context(out.open("w", encoding="utf-8")) if out else sys.stdout
         lines = read_items(path)
         while batch := list(islice(lines, BATCH)):
@@ -79,8 +86,9 @@ def read_item(line: str, where: str) -> tuple[Any, Item]:
 
 
 def as_line(name: Any, judgement: Judgement) -> dict[str, Any]:
-    """A judgement as JSON; `failed` only where it says something, `id` where the item had one."""
+    """A judgement as JSON; `failed` and `parts` only where they say something, `id` where the item had one."""
     line = asdict(judgement)
-    if not judgement.failed:
-        del line["failed"]
+    for field in ("failed", "parts"):
+        if not line[field]:
+            del line[field]
     return line if name is None else {"id": name, **line}

@@ -1,13 +1,16 @@
 """How well each verifier is doing: one weak verifier collapses every domain (the paper, after about 150 steps).
 
 Per verifier over all its items so far: how long a verdict takes, how often there is none in time, how often a judge
-model's votes differ or contradict the rules, how many pass, and whether the last window's share of passes is odd.
+model's votes differ or contradict the rules, how many pass, and whether the last window's share of passes is odd. Mean
+and deviation over the window of what rewards are made of: the parts of a page's score, a reward model's number.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,13 +34,15 @@ class VerifierHealth:
     timeouts: int = 0
     died: int = 0
     failed: int = 0
-    """No verdict at all: the judge model could not be asked."""
+    """No verdict at all: the judge model, or the reward model, could not be asked."""
     asked: int = 0
     """Judged by a model, or audited by one."""
     disagreed: int = 0
     """Of those: votes that differ, or a model that contradicts the rules."""
     recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
     """(seconds, reward) of the newest."""
+    parts: dict[str, deque[float]] = field(default_factory=dict)
+    """The newest values of what rewards are made of, by name."""
 
     def summary(self) -> dict[str, float]:
         """Everything as numbers; seconds_* and pass_rate_recent over the window."""
@@ -56,6 +61,8 @@ class VerifierHealth:
             "seconds_p50": _quantile(seconds, 0.5),
             "seconds_p95": _quantile(seconds, 0.95),
             "seconds_max": seconds[-1] if seconds else 0.0,
+            **{f"{name}_mean": statistics.fmean(values) for name, values in self.parts.items()},
+            **{f"{name}_std": statistics.pstdev(values) for name, values in self.parts.items()},
         }
 
     @property
@@ -70,7 +77,7 @@ class VerifierHealth:
         if (late := (self.timeouts + self.died) / self.judged) > MAX_TIMEOUTS:
             found.append(f"{late:.0%} of the calls did not end in time or died")
         if self.failed:
-            found.append(f"the judge model could not be asked {self.failed} times")
+            found.append(f"the model that judges could not be asked {self.failed} times")
         if self.asked >= ENOUGH and self.disagreed / self.asked > MAX_DISAGREEMENT:
             found.append(f"judges disagree on {self.disagreed / self.asked:.0%}")
         if self.malformed / self.judged > MAX_FORMAT:
@@ -95,7 +102,16 @@ class Health:
     def of(self, verifier: str) -> VerifierHealth:
         return self.verifiers.setdefault(verifier, VerifierHealth())
 
-    def add(self, verifier: str, reward: float, seconds: float, decider: str, failure: str, failed: bool) -> None:
+    def add(
+        self,
+        verifier: str,
+        reward: float,
+        seconds: float,
+        decider: str,
+        failure: str,
+        failed: bool,
+        parts: Mapping[str, float] | None = None,
+    ) -> None:
         """One judgement. `decider` and `failure` as a judgement's verifier and a pool's reply have them."""
         one = self.of(verifier)
         one.judged += 1
@@ -106,6 +122,8 @@ class Health:
         one.died += failure == "died"
         one.failed += failed
         one.recent.append((seconds, reward))
+        for name, value in (parts or {}).items():
+            one.parts.setdefault(name, deque(maxlen=WINDOW)).append(value)
 
     def summary(self) -> dict[str, dict[str, float]]:
         return {name: self.verifiers[name].summary() for name in sorted(self.verifiers)}

@@ -7,24 +7,20 @@ made of its own digest, and the score is read from the last line of the reply on
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import statistics
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from megatron_glmv.config.errors import ConfigError
 from megatron_glmv.rl.rewards.endpoint import Endpoint, Unavailable
+from megatron_glmv.rl.rewards.memory import REST_AFTER, Memory, Rest, key_of
 
 MAX_CHARS = 20_000
 """Of the answer that is shown; the rest is left out and the judge told so."""
-REST_AFTER, REST_SECONDS = 16, 30.0
-"""After so many failures in a row nobody is asked for so long: an endpoint that is down must not stop the training."""
 
 SYSTEM = (
     "You grade an answer against a reference. The answer stands between two marked lines. It was written by a program: "
@@ -85,6 +81,8 @@ class Opinion:
     reason: str
     split: bool
     seconds: float
+    raw: float | None = None
+    """A reward model's number before it was brought to [0, 1]."""
 
 
 def read_score(reply: str, graded: bool) -> float | None:
@@ -100,9 +98,7 @@ class Voting:
 
     def __init__(self, model: JudgeModel) -> None:
         self.model = model
-        self._lock = threading.Lock()
-        self._failures, self._rest_until = 0, 0.0
-        self._votes: dict[str, float] = _load(Path(model.cache)) if model.cache else {}
+        self._memory, self._rest = Memory(model.cache), Rest()
 
     def ask(self, questions: Sequence[Question]) -> list[Opinion]:
         """One opinion a question, in order."""
@@ -143,40 +139,18 @@ class Voting:
             "max_tokens": self.model.max_tokens,
             "seed": number,
         }
-        asked = json.dumps([self.model.endpoint.model, body], sort_keys=True).encode()
-        key = hashlib.sha256(asked).hexdigest()
-        with self._lock:
-            if key in self._votes:
-                return self._votes[key]
-            if time.monotonic() < self._rest_until:
-                raise Unavailable(f"the endpoint failed {REST_AFTER} times in a row and is left alone for a while")
+        key = key_of(self.model.endpoint.model, body)
+        if (remembered := self._memory.get(key)) is not None:
+            return remembered
+        if self._rest.on:
+            raise Unavailable(f"the endpoint failed {REST_AFTER} times in a row and is left alone for a while")
         try:
             reply = self.model.endpoint.ask(body, self.model.seconds)
         except Unavailable:
-            with self._lock:
-                self._failures += 1
-                if self._failures >= REST_AFTER:
-                    self._failures, self._rest_until = 0, time.monotonic() + REST_SECONDS
+            self._rest.failed()
             raise
+        self._rest.answered()
         score = read_score(reply, question.graded)
-        with self._lock:
-            self._failures = 0
-            if score is not None:
-                self._votes[key] = score
-                if self.model.cache:
-                    with Path(self.model.cache).open("a", encoding="utf-8") as file:
-                        file.write(json.dumps({"key": key, "score": score}) + "\n")
+        if score is not None:
+            self._memory.put(key, score)
         return score
-
-
-def _load(path: Path) -> dict[str, float]:
-    """Votes of earlier runs. A last line that was cut is left out."""
-    votes: dict[str, float] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-                votes[str(entry["key"])] = float(entry["score"])
-            except (ValueError, KeyError, TypeError):
-                continue
-    return votes

@@ -1,7 +1,8 @@
-"""Prompts without a reference (the RLHF branch): a judge model grades the answer from 0 to 1.
+"""Prompts without a reference (the RLHF branch): a reward model scores the answer, else a judge model grades it.
 
 A boxed answer is reward 0 there, as in the paper: boxes belong to what can be verified. `answer` may hold an example of
-a good answer; `extra`: question, rubric.
+a good answer, for the judge model alone; `extra`: question, rubric, and messages (the conversation up to the answer)
+for the reward model.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from megatron_glmv.rl.rewards.extraction import Parts, take_apart
 from megatron_glmv.rl.rewards.health import PASS, Health
 from megatron_glmv.rl.rewards.judge_model import JudgeModel, Opinion, Question, Voting
 from megatron_glmv.rl.rewards.pool import TIMEOUT, Call, Pool, Reply
+from megatron_glmv.rl.rewards.reward_model import Answered, RewardModel, Scoring
 from megatron_glmv.rl.rewards.types import Item, Judgement, JudgeOptions, Verdict, Verifier, wrong
 
 AUDITED = 100
@@ -33,11 +34,17 @@ AUDITED = 100
 class Judge:
     """Owns the processes in which verifiers run; they start with the first item that needs one."""
 
-    def __init__(self, options: JudgeOptions | None = None, model: JudgeModel | None = None) -> None:
+    def __init__(
+        self,
+        options: JudgeOptions | None = None,
+        model: JudgeModel | None = None,
+        reward_model: RewardModel | None = None,
+    ) -> None:
         self.options = options or JudgeOptions()
         self.health = Health()
         self._pool = Pool(self.options.workers, self.options.memory_mib)
         self._voting = Voting(model) if model else None
+        self._scoring = Scoring(reward_model) if reward_model else None
 
     def __enter__(self) -> Judge:
         return self
@@ -66,8 +73,9 @@ class Judge:
                     sandbox.method()
                 except sandbox.SandboxRefused as refusal:
                     raise ConfigError("domain", domain, str(refusal)) from None
-            if verifier.model_only and self._voting is None:
-                raise ConfigError("domain", domain, "only a judge model can grade it", "give the address of one")
+            if verifier.model_only and self._voting is None and self._scoring is None:
+                message = "only a reward model or a judge model can grade it"
+                raise ConfigError("domain", domain, message, "give the address of one")
 
     def judge(self, items: Sequence[Item]) -> list[Judgement]:
         """One judgement an item, in order. May be called from any thread.
@@ -80,16 +88,19 @@ class Judge:
         replies = self._pool.run([one.call(self.options.seconds) for one in calls]) if calls else []
         for one, reply in zip(calls, replies, strict=True):
             one.take(reply)
+        if self._scoring:
+            scored = [one for one in opened if one.scored]
+            for one, opinion in zip(scored, self._scoring.ask([one.answered() for one in scored]), strict=True):
+                one.hear(opinion, "rm")
         if self._voting:
-            asked = [one for one in opened if one.undecided or one.audited]
+            asked = [one for one in opened if (one.undecided or one.audited) and not (self._scoring and one.scored)]
             for one, opinion in zip(asked, self._voting.ask([one.question() for one in asked]), strict=True):
                 self._hear(one, opinion)
         judgements = [one.close() for one in opened]
         for one, judgement in zip(opened, judgements, strict=True):
             name = one.verifier.name if one.verifier else "none"
-            self.health.add(
-                name, judgement.reward, judgement.seconds, judgement.verifier, one.failure, judgement.failed
-            )
+            decided = (judgement.verifier, one.failure, judgement.failed, judgement.parts)
+            self.health.add(name, judgement.reward, judgement.seconds, *decided)
         return judgements
 
     def _hear(self, one: _Open, opinion: Opinion) -> None:
@@ -100,7 +111,7 @@ class Judge:
             passes = (opinion.score >= PASS) != (one.verdict.reward >= PASS)
             health.disagreed += opinion.split or (not one.undecided and passes)
         if one.undecided:
-            one.hear(opinion)
+            one.hear(opinion, "llm")
 
 
 class _Open:
@@ -110,6 +121,7 @@ class _Open:
         begun = time.monotonic()
         self.item = item
         self.verifier = find(item.domain)
+        self.scored = False
         self.decider = "none"
         self.failure = ""
         self.failed = False
@@ -138,6 +150,7 @@ class _Open:
         if options.style and (flaw := _style_fault(parts)):
             return wrong(flaw)
         self.decider = self.verifier.name
+        self.scored = self.verifier.model_only
         return None if self.verifier.isolated else _check(self.verifier, self.final, self.item)
 
     def call(self, seconds: float | None) -> Call:
@@ -180,21 +193,34 @@ class _Open:
         reference = "" if answer is None else answer if isinstance(answer, str) else repr(answer)
         return Question(rubric, self.final, reference, asked, self.verifier.graded)
 
-    def hear(self, opinion: Opinion) -> None:
-        """The judge model's opinion on what the rules left open."""
+    def answered(self) -> Answered:
+        """What a reward model is shown: `messages` in extra, else its `question`, and the answer without thinking."""
+        assert self.final is not None
+        turns = self.item.extra.get("messages") or [
+            {"role": "user", "content": str(self.item.extra.get("question") or "")}
+        ]
+        return Answered(turns, self.final)
+
+    def hear(self, opinion: Opinion, of: str) -> None:
+        """A model's opinion on what the rules left open. `of`: "llm", a judge model, or "rm", a reward model."""
         assert self.verdict is not None
         self.seconds += opinion.seconds
-        self.decider += "+llm"
+        self.decider += f"+{of}"
         if opinion.score is None:
             self.failed = True
-            self.verdict = wrong(f"{self.verdict.reason}; the judge model: {opinion.reason}")
+            name = {"llm": "judge", "rm": "reward"}[of]
+            self.verdict = wrong(f"{self.verdict.reason}; the {name} model: {opinion.reason}")
         else:
-            self.verdict = Verdict(max(opinion.score, self.verdict.reward), opinion.reason)
+            parts = {} if opinion.raw is None else {"scalar": opinion.raw}
+            self.verdict = Verdict(max(opinion.score, self.verdict.reward), opinion.reason, parts=parts)
 
     def close(self) -> Judgement:
         assert self.verdict is not None
         reward = min(1.0, max(0.0, float(self.verdict.reward)))
-        return Judgement(reward, self.final, self.decider, self.verdict.reason, self.seconds, self.failed)
+        verdict = self.verdict
+        return Judgement(
+            reward, self.final, self.decider, verdict.reason, self.seconds, self.failed, dict(verdict.parts)
+        )
 
 
 def _style_fault(parts: Parts) -> str:

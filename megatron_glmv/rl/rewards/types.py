@@ -41,6 +41,8 @@ class Judgement:
     """Wall time from the start of the judging of this item to its verdict, waiting for a free process left out."""
     failed: bool = False
     """Nothing could be decided: the judge model is out of reach. Leave the item out rather than call it wrong."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """What the reward is made of, by name, where it has parts: for health figures."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Verdict:
     reward: float
     reason: str
     undecided: bool = False
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """What a reward with parts is made of, by name."""
 
 
 def right(reason: str) -> Verdict:
@@ -85,7 +89,7 @@ class Verifier:
     executes: bool = False
     """Runs code, and is refused where no sandbox works."""
     model_only: bool = False
-    """Rules decide nothing here: without a judge model the domain is refused."""
+    """Rules decide nothing here: without a reward model or a judge model the domain is refused."""
     graded: bool = False
     """The judge model answers with a share instead of yes or no."""
 

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import sys
+from dataclasses import asdict
 from io import FileIO
 from typing import Any, BinaryIO
 
@@ -28,7 +29,7 @@ def main() -> None:
         request = json.loads(line)
         allow_cpu(float(request["seconds"]))
         verdict = judge(request)
-        answer = {"reward": verdict.reward, "reason": verdict.reason, "undecided": verdict.undecided}
+        answer = asdict(verdict)
         outbox.write(json.dumps(answer).encode() + b"\n")
 
 
