@@ -124,7 +124,7 @@ def remember_pixels(files: Any) -> None:
     """Files are decoded once in a run, by Pillow: a third of a short run would be decoding and DALI's start."""
     known: dict[str, Any] = {}
     decode = files.decode
-    files._decoder._dali = None
+    files._decoder._backends = ()
 
     def once(media: Sequence[Any]) -> list[Any]:
         missing = {m.key: m for m in media if m.key not in known}

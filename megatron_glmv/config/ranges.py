@@ -94,6 +94,7 @@ NAMES = {
     "cluster.container": ("none", "pyxis", "apptainer"),
     "train.recompute": ("none", "selective", "full"),
     "data.template": ("glm45v", "glm41v"),
+    "data.decode_on": ("cpu", "gpu"),
 }
 
 

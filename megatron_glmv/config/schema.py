@@ -184,6 +184,9 @@ class DataConfig:
     """Largest width x height of a file that is decoded."""
     workers: int = 1
     """Decoder processes per loading rank; 0 decodes in the rank itself."""
+    decode_on: str = "cpu"
+    """cpu, or gpu: video by NVDEC and JPEG by nvJPEG, on the rank's GPU where it has one, and what these cannot on the
+    CPU. Each worker then takes a CUDA context and decoders (docs/data.md)."""
     prefetch: int = 2
     """Steps prepared ahead."""
     quarantine_budget: float = 0.01

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from megatron_glmv.data.collate import Sample, collate, hole
 from megatron_glmv.data.errors import SampleError
 from megatron_glmv.data.lengths import Layouts
 from megatron_glmv.data.media import Item, MediaDecoder
 from megatron_glmv.data.types import PackedBatch
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,13 @@ class Pack:
 
 
 class BatchMaker:
-    """Makes packs of `data.pack_tokens` tokens. DALI starts at the first pack with media."""
+    """Makes packs of `data.pack_tokens` tokens, decoded on `device`. DALI starts at the first pack with media."""
 
-    def __init__(self, layouts: Layouts) -> None:
+    def __init__(self, layouts: Layouts, device: torch.device = CPU) -> None:
         self.layouts = layouts
         self.budget = layouts.data.pack_tokens
         self.patch_values = layouts.vision.patch_values
-        self._decoder = MediaDecoder(layouts.data, layouts.vision)
+        self._decoder = MediaDecoder(layouts.data, layouts.vision, device)
 
     def make(self, pack: Pack) -> tuple[PackedBatch, list[Failure]]:
         """A sample that cannot be read or decoded is a hole of its known length, and a Failure."""
@@ -105,7 +109,7 @@ class BatchMaker:
             if errors:
                 out.append(sample.failed("; ".join(errors), self.patch_values))
             elif results:
-                patches = tuple(r.patches for _, r in results if r.patches is not None)
+                patches = tuple(r.patches.cpu() for _, r in results if r.patches is not None)
                 out.append(Sample(sample.key, sample.layout, patches, tuple(r.decoder for _, r in results)))
             else:
                 out.append(sample)

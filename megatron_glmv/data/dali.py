@@ -5,6 +5,7 @@ Importing this module imports no DALI. A process that used DALI must not fork af
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
@@ -12,23 +13,29 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_glmv.data.nvdec import Nvdec, ask
+
+logger = logging.getLogger(__name__)
+
+CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
+"""Video codecs that the CPU back end of DALI's wheel decodes."""
+
 
 class Dali:
     """DALI's dynamic mode on one device, with the thread count that a decoder process has.
 
-    `device` is DALI's word: cpu or gpu. Errors of a call surface as RuntimeError and lose that call's whole batch; the
-    next call works.
+    `device` is DALI's word: cpu or gpu. `nvdec` says which videos go to the GPU; None on the CPU. Errors of a call
+    surface as RuntimeError and lose that call's whole batch; the next call works.
     """
 
-    def __init__(self, module: Any, device: torch.device, threads: int = 1) -> None:
+    def __init__(self, module: Any, device: torch.device, threads: int = 1, nvdec: Nvdec | None = None) -> None:
         self.ndd = module
         self.device = "gpu" if device.type == "cuda" else "cpu"
         self.index = (device.index or 0) if device.type == "cuda" else None
         self.threads = threads
-        self.codecs = frozenset({"vp8", "vp9", "mjpeg"})
-        """Video codecs it can decode: those of its CPU wheel, and with a GPU those that the driver names."""
-        if self.device == "gpu":
-            self.codecs = self.codecs | {"h264", "hevc", "mpeg4"}
+        self.nvdec = nvdec
+        self.name = "dali_gpu" if self.device == "gpu" else "dali"
+        """What a sample says that it was decoded by."""
 
     def context(self) -> AbstractContextManager[Any]:
         """Surrounds every call; results must be taken out inside."""
@@ -43,10 +50,21 @@ class Dali:
         return torch.from_numpy(np.asarray(tensor))
 
 
-def load(device: torch.device, threads: int = 1) -> Dali | None:
-    """DALI for a device, or None where it is not installed or cannot be loaded."""
+def load(device: torch.device, threads: int = 1) -> tuple[Dali, ...]:
+    """DALI's back ends for a device, the one to try first in front: the GPU's and the CPU's, or the CPU's alone.
+
+    Empty where DALI is not installed or cannot be loaded.
+    """
     module = _module()
-    return None if module is None else Dali(module, device, threads)
+    if module is None:
+        return ()
+    on_cpu = Dali(module, torch.device("cpu"), threads)
+    if device.type != "cuda":
+        return (on_cpu,)
+    nvdec = ask(device.index or 0)
+    if nvdec.reason:
+        logger.warning("videos are decoded on the CPU: %s", nvdec.reason)
+    return Dali(module, device, threads, nvdec), on_cpu
 
 
 @cache

@@ -87,7 +87,8 @@ class MediaFacts:
     height: int = 0
     error: str = ""
     mode: str = ""
-    """Pillow's mode of an image (RGB, P, CMYK, I;16, ...)."""
+    """Pillow's mode of an image (RGB, P, CMYK, I;16, ...); FFmpeg's pixel layout of a video (yuv420p, ...), empty in
+    indices made before it was kept."""
     rotation: int = 0
     """Degrees counter-clockwise (0, 90, 180, 270) by which decoded video frames are turned to be shown."""
     frames: int = 0

@@ -67,9 +67,18 @@ def reason(error: BaseException) -> str:
 
 
 def dali_can(facts: MediaFacts) -> bool:
-    """DALI decodes this image, and to the same pixels as Pillow."""
+    """DALI decodes this image on the CPU, and to the same pixels as Pillow."""
     palette = facts.format == "tiff" and facts.mode == "P"
     return facts.format in DALI_FORMATS and facts.mode in DALI_MODES and not palette
+
+
+def gpu_can(facts: MediaFacts, data: bytes) -> bool:
+    """nvJPEG decodes it, to Pillow's pixels within a few levels: whole JPEGs in colour or grey.
+
+    All others are decoded on the CPU: DALI's GPU decoder would do so too, or convert CMYK in another way.
+    """
+    # nvJPEG fills up a file that was cut; behind the end, cameras write zeros at most
+    return facts.format == "jpeg" and facts.mode in ("RGB", "L") and data.rstrip(b"\0").endswith(b"\xff\xd9")
 
 
 def decode_with_dali(dali: Dali, items: Sequence[tuple[MediaFacts, bytes]]) -> list[torch.Tensor]:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from megatron_glmv.config.schema import DataConfig, VisionConfig
 from megatron_glmv.data.balance import assign
-from megatron_glmv.data.batches import BatchMaker, Failure, Pack
+from megatron_glmv.data.batches import CPU, BatchMaker, Failure, Pack
 from megatron_glmv.data.cost import Cost
 from megatron_glmv.data.documents import Part, split
 from megatron_glmv.data.errors import DataError
@@ -56,9 +57,11 @@ class PackLoader:
         cost: Cost | None = None,
         batch_at: Callable[[int], int] | None = None,
         held_out: bool = False,
+        device: torch.device = CPU,
     ) -> None:
         """batch_at: packs of the step behind so many, where the global batch grows; each divides over the replicas.
         cost: evens out the replicas' work inside each step.
+        device: what media are decoded on; the batches lie on the CPU in any case.
         held_out: the one step is a validation, a random subset of the set or all of it (data/held_out.py).
         run_dir: where the quarantine ledger lies; None keeps no ledger and no budget.
         worker_timeout: seconds of silence after which a decoder process is replaced.
@@ -113,8 +116,8 @@ class PackLoader:
         """(step, number of its first pack) from which packs are counted."""
         self._asked = start_step
         """Steps before this one are asked for."""
-        self._maker = BatchMaker(layouts) if data.workers == 0 else None
-        self._pool = WorkerPool(layouts, data.workers, worker_timeout) if data.workers else None
+        self._maker = BatchMaker(layouts, device) if data.workers == 0 else None
+        self._pool = WorkerPool(layouts, data.workers, worker_timeout, device=device) if data.workers else None
 
     def next_step(self) -> list[PackedBatch]:
         """This replica's micro-batches of the next global step, in order."""

@@ -20,6 +20,8 @@ from megatron_glmv.data.types import IMAGE, MediaPlan
 
 Item = tuple[MediaPlan, MediaFacts, bytes]
 T = TypeVar("T")
+GPU_THREADS = 8
+"""DALI's threads on a GPU: each drives one stream, and a chip has up to seven engines."""
 BATCH_PIXELS = 1 << 26
 """Decoded pixels of one DALI call for images (192 MiB)."""
 
@@ -30,30 +32,38 @@ class Decoded:
 
     patches: torch.Tensor | None
     decoder: str
-    """dali, pyav, pillow, or none when it failed."""
+    """dali_gpu (NVDEC, nvJPEG), dali, pyav, pillow, or none when it failed."""
     error: str = ""
 
 
 class MediaDecoder:
     """Decodes, resizes and cuts into patches. DALI is loaded at the first `decode`; do not fork a process after it.
 
-    `threads` are DALI's; the resize uses torch's own setting.
+    Each medium goes to the first back end that takes it and to the next where that fails: DALI on the GPU (where
+    `device` is one), DALI on the CPU, and Pillow or PyAV, whose word is the last. Patches lie on `device`, by whomever
+    they were decoded. `threads` are DALI's (None: 1 on the CPU, 8 on a GPU); the resize uses torch's own setting.
+    `backends` are DALI's instead of those of the device.
     """
 
     def __init__(
-        self, data: DataConfig, vision: VisionConfig, device: str | torch.device = "cpu", *, threads: int = 1
+        self,
+        data: DataConfig,
+        vision: VisionConfig,
+        device: str | torch.device = "cpu",
+        *,
+        threads: int | None = None,
+        backends: tuple[dali.Dali, ...] | None = None,
     ) -> None:
         self.data = data
         self.vision = vision
         self.device = torch.device(device)
-        self.threads = threads
-        self._dali: dali.Dali | None = None
-        self._loaded = False
+        self.threads = threads or (GPU_THREADS if self.device.type == "cuda" else 1)
+        self._backends = backends
 
     def decode(self, items: Sequence[Item]) -> list[Decoded]:
         """One result for each item, in order. Never raises for what a file holds."""
-        if not self._loaded:
-            self._dali, self._loaded = dali.load(self.device, self.threads), True
+        if self._backends is None:
+            self._backends = dali.load(self.device, self.threads)
         done: dict[int, Decoded] = {}
         images: list[int] = []
         videos: list[int] = []
@@ -62,8 +72,15 @@ class MediaDecoder:
                 done[n] = Decoded(None, "none", reason)
             else:
                 (images if facts.kind == IMAGE else videos).append(n)
-        self._images(items, images, done)
-        self._videos(items, videos, done)
+        for back in self._backends:
+            self._images_by(back, items, [n for n in images if n not in done], done)
+            self._videos_by(back, items, [n for n in videos if n not in done], done)
+        for n in images:
+            if n not in done:
+                done[n] = self._attempt(self._by_pillow, items[n], "pillow")
+        for n in videos:
+            if n not in done:
+                done[n] = self._attempt(self._by_pyav, items[n], "pyav")
         return [done[n] for n in range(len(items))]
 
     def _refused(self, plan: MediaPlan, facts: MediaFacts, data: bytes) -> str:
@@ -80,43 +97,36 @@ class MediaDecoder:
             return f"the plan is for {plan.kind} {plan.member}"
         return ""
 
-    def _images(self, items: Sequence[Item], which: Sequence[int], done: dict[int, Decoded]) -> None:
-        def by_dali(group: Sequence[int]) -> list[torch.Tensor]:
-            assert self._dali is not None
-            pixels = image.decode_with_dali(self._dali, [items[n][1:] for n in group])
+    def _images_by(
+        self, back: dali.Dali, items: Sequence[Item], which: Sequence[int], done: dict[int, Decoded]
+    ) -> None:
+        def decode(group: Sequence[int]) -> list[torch.Tensor]:
+            pixels = image.decode_with_dali(back, [items[n][1:] for n in group])
             return [self._sized(items[n], p) for n, p in zip(group, pixels, strict=True)]
 
-        def by_pillow(n: int) -> torch.Tensor:
-            pixels = image.decode_with_pillow(items[n][1], items[n][2]).to(self.device)
-            return self._sized(items[n], pixels)
+        able = [n for n in which if image.dali_can(items[n][1])]
+        if back.device == "gpu":
+            able = [n for n in able if image.gpu_can(*items[n][1:])]
+        for group in _groups(able, lambda n: items[n][1].width * items[n][1].height, BATCH_PIXELS):
+            for n, pixels in _batch_or_each(decode, group).items():
+                done[n] = self._patches(pixels, back.name)
 
-        rest = list(which)
-        if self._dali is not None:
-            able = [n for n in which if image.dali_can(items[n][1])]
-            for group in _groups(able, lambda n: items[n][1].width * items[n][1].height, BATCH_PIXELS):
-                for n, pixels in _batch_or_each(by_dali, group).items():
-                    done[n] = self._patches(pixels, "dali")
-            rest = [n for n in which if n not in done]  # also those where DALI failed: Pillow's word is the last
-        for n in rest:
-            done[n] = self._attempt(n, by_pillow, "pillow")
+    def _videos_by(
+        self, back: dali.Dali, items: Sequence[Item], which: Sequence[int], done: dict[int, Decoded]
+    ) -> None:
+        clips = {n: video.Clip(*items[n]) for n in which if video.dali_can(back, items[n][1])}
 
-    def _videos(self, items: Sequence[Item], which: Sequence[int], done: dict[int, Decoded]) -> None:
-        clips = {n: video.Clip(*items[n]) for n in which}
+        def decode(group: Sequence[int]) -> list[torch.Tensor]:
+            return video.decode_with_dali(back, [clips[n] for n in group], self.device)
 
-        def by_dali(group: Sequence[int]) -> list[torch.Tensor]:
-            assert self._dali is not None
-            return video.decode_with_dali(self._dali, [clips[n] for n in group], self.device)
+        for n, pixels in _batch_or_each(decode, list(clips)).items():
+            done[n] = self._patches(pixels, back.name)
 
-        def by_pyav(n: int) -> torch.Tensor:
-            return video.decode_with_pyav(clips[n], self.device)
+    def _by_pillow(self, item: Item) -> torch.Tensor:
+        return self._sized(item, image.decode_with_pillow(*item[1:]))
 
-        if self._dali is not None:
-            able = [n for n in which if video.dali_can(self._dali, items[n][1])]
-            for n, pixels in _batch_or_each(by_dali, able).items():
-                done[n] = self._patches(pixels, "dali")
-        for n in which:
-            if n not in done:
-                done[n] = self._attempt(n, by_pyav, "pyav")
+    def _by_pyav(self, item: Item) -> torch.Tensor:
+        return video.decode_with_pyav(video.Clip(*item), self.device)
 
     def _sized(self, item: Item, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [H, W, 3] -> uint8 [1, plan.height, plan.width, 3]."""
@@ -124,14 +134,14 @@ class MediaDecoder:
         if tuple(pixels.shape) != (facts.height, facts.width, 3):
             found = "x".join(map(str, pixels.shape))
             raise SampleError(facts.member, f"an image of {facts.height}x{facts.width} decoded to {found}")
-        return resize(pixels[None], plan.height, plan.width)
+        return resize(pixels[None].to(self.device), plan.height, plan.width)
 
     def _patches(self, frames: torch.Tensor, decoder: str) -> Decoded:
         return Decoded(patchify(frames, self.vision), decoder)
 
-    def _attempt(self, n: int, decode: Callable[[int], torch.Tensor], decoder: str) -> Decoded:
+    def _attempt(self, decode: Callable[[Item], torch.Tensor], item: Item, decoder: str) -> Decoded:
         try:
-            return self._patches(decode(n), decoder)
+            return self._patches(decode(item), decoder)
         except SampleError as e:
             return Decoded(None, "none", e.reason)
 

@@ -20,8 +20,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import megatron_glmv
-from megatron_glmv.data.batches import Failure, Pack
+from megatron_glmv.data.batches import CPU, Failure, Pack
 from megatron_glmv.data.errors import DataError
 from megatron_glmv.data.lengths import Layouts
 from megatron_glmv.data.transport import Closed, receive, send
@@ -33,13 +35,14 @@ START_FAILURES = 2
 """Deaths in a row before any answer after which a process is not started again."""
 
 
-def describe(layouts: Layouts) -> Json:
+def describe(layouts: Layouts, device: torch.device = CPU) -> Json:
     """What a worker needs to make the same batches."""
     return {
         "dataset": str(layouts.dataset.directory.resolve()),
         "tokenizer": str(layouts.tokenizer.directory.resolve()),
         "data": asdict(layouts.data),
         "vision": asdict(layouts.vision),
+        "device": str(device),
     }
 
 
@@ -60,7 +63,9 @@ class _Process:
     def __init__(self, about: Json, module: str) -> None:
         self.channel, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
-        env = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", TOKENIZERS_PARALLELISM="false")
+        env = dict(os.environ, OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+        if about["device"] == "cpu":  # a process that needs no GPU must not make a context on one
+            env["CUDA_VISIBLE_DEVICES"] = ""
         root = str(Path(megatron_glmv.__file__).parents[1])
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))
         try:
@@ -98,10 +103,17 @@ class WorkerPool:
     """`workers` decoder processes. Use from one thread."""
 
     def __init__(
-        self, layouts: Layouts, workers: int, timeout: float, *, module: str = "megatron_glmv.data.worker"
+        self,
+        layouts: Layouts,
+        workers: int,
+        timeout: float,
+        *,
+        device: torch.device = CPU,
+        module: str = "megatron_glmv.data.worker",
     ) -> None:
-        """timeout: seconds without a sign of life from a process that is waited for. module: what a process runs."""
-        self._layouts, self._about = layouts, describe(layouts)
+        """device: what they decode on. timeout: seconds without a sign of life from a process that is waited for.
+        module: what a process runs."""
+        self._layouts, self._about = layouts, describe(layouts, device)
         self._timeout, self._module = timeout, module
         self._tasks: list[OrderedDict[int, _Task]] = [OrderedDict() for _ in range(workers)]
         self._unheard = [0] * workers

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from megatron_glmv.data.dali import Dali
+from megatron_glmv.data.dali import CPU_CODECS, Dali
 from megatron_glmv.data.errors import SampleError
 from megatron_glmv.data.facts import MediaFacts
 from megatron_glmv.data.patches import resize
 from megatron_glmv.data.types import MediaPlan
+from megatron_glmv.data.video_headers import check_units
 from megatron_glmv.data.video_segments import Segment, can_mux, mux, segments
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Frames:
             found = "x".join(map(str, shown.shape))
             raise SampleError(facts.member, f"{len(frames)} frames of {facts.height}x{facts.width} decoded to {found}")
         rows = [self.rows[frame] for frame in frames]
-        self.pixels[rows] = resize(shown, self.clip.plan.height, self.clip.plan.width)
+        self.pixels[rows] = resize(shown.to(self.pixels.device), self.clip.plan.height, self.clip.plan.width)
         self.missing -= set(frames)
 
     def result(self) -> torch.Tensor:
@@ -99,7 +100,21 @@ class Frames:
 
 
 def dali_can(dali: Dali, facts: MediaFacts) -> bool:
-    return facts.format in dali.codecs and can_mux(facts) and not facts.uneven
+    return not refused(dali, facts)
+
+
+def refused(dali: Dali, facts: MediaFacts) -> str:
+    """Why this back end of DALI is not given the clip, in one line; empty where it is."""
+    if facts.uneven:
+        return "its size or pixel layout changes on the way"
+    if dali.nvdec is not None:
+        turned = facts.rotation % 180 != 0
+        width, height = (facts.height, facts.width) if turned else (facts.width, facts.height)
+        if reason := dali.nvdec.refuses(facts.format, facts.mode, width, height):
+            return reason
+    elif facts.format not in CPU_CODECS:
+        return f"DALI's CPU wheel decodes no {facts.format}"
+    return "" if can_mux(facts) else f"{facts.format} is not stored with length-prefixed units"
 
 
 def decode_with_dali(dali: Dali, clips: Sequence[Clip], device: torch.device) -> list[torch.Tensor]:
@@ -127,6 +142,9 @@ def decode_with_dali(dali: Dali, clips: Sequence[Clip], device: torch.device) ->
 
 
 def _dali_call(dali: Dali, batch: Sequence[tuple[Frames, Segment]]) -> None:
+    if dali.nvdec is not None:
+        for frames, segment in batch:
+            _check_segment(frames.clip, segment)
     muxed = [mux(frames.clip.facts, segment, frames.clip.payload) for frames, segment in batch]
     with dali.context():
         files = dali.ndd.batch([np.frombuffer(file, np.uint8) for file, _ in muxed])
@@ -135,6 +153,17 @@ def _dali_call(dali: Dali, batch: Sequence[tuple[Frames, Segment]]) -> None:
         decoded = dali.ndd.decoders.video(files, device=dali.device, frames=numbers, pad_mode="none").tensors
         for (frames, segment), pixels in zip(batch, decoded, strict=True):
             frames.put(segment.frames, dali.torch(pixels))
+
+
+def _check_segment(clip: Clip, segment: Segment) -> None:
+    """Raises SampleError where a packet holds no whole picture: NVDEC skips or conceals it without an error, and DALI
+    then returns whatever lay in its buffer."""
+    extradata = base64.b64decode(clip.facts.extradata)
+    for number in segment.packets:
+        try:
+            check_units(clip.facts.format, clip.payload(number), extradata)
+        except ValueError as error:
+            raise SampleError(clip.facts.member, f"packet {number}: {error}") from error
 
 
 def decode_with_pyav(clip: Clip, device: torch.device) -> torch.Tensor:

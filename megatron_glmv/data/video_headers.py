@@ -16,6 +16,8 @@ CAN_CHANGE = frozenset({"vp8", "vp9", "mjpeg"})
 _JPEG_FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]", re.DOTALL)
 VP9_SYNC = 0x498342
 VP9_RGB = 7
+AV1_FRAME_HEADER, AV1_FRAME = 3, 6
+"""obu_type."""
 
 
 def can_start(codec: str, data: bytes, annex_b: bool) -> bool:
@@ -40,6 +42,61 @@ def shows_frame(codec: str, data: bytes) -> bool:
         bit = 3 if data[0] >> 4 & 3 != 3 else 2  # profile 3 has one reserved bit
         return bool((data[0] >> bit | data[0] >> bit - 2) & 1)  # show_existing_frame, show_frame
     return True
+
+
+def check_units(codec: str, data: bytes, extradata: bytes) -> None:
+    """Raises ValueError unless the packet is made of whole units and holds a picture, as its headers tell.
+
+    Not checked: what is inside the pictures. H.264 and HEVC have units with a length of four bytes in front; parameter
+    sets in a packet must be those of the container's `extradata`, or the size of the pictures could change on the way.
+    """
+    if codec in ("h264", "hevc"):
+        at = 4 if codec == "h264" else 21
+        if len(extradata) <= at or extradata[at] & 3 != 3:
+            raise ValueError("the lengths of its units have not four bytes")
+        picture = False
+        for unit in _units(data):
+            kind = unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63
+            picture |= kind in (1, 5) if codec == "h264" else kind < 32
+            if kind in ((7, 8) if codec == "h264" else (32, 33, 34)) and unit not in extradata:
+                raise ValueError("brings its own parameter sets")
+    elif codec == "av1":
+        picture = any(kind in (AV1_FRAME_HEADER, AV1_FRAME) for kind in _av1_units(data))
+    elif codec == "mpeg4":
+        picture = b"\0\0\1\xb6" in data
+    else:
+        layouts(codec, data)  # a damaged header
+        picture = True
+    if not picture:
+        raise ValueError("holds no picture")
+
+
+def _units(data: bytes) -> Iterator[bytes]:
+    at = 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        at += 4
+        if not 0 < size <= len(data) - at:
+            raise ValueError("a unit is cut or damaged")
+        yield data[at : at + size]
+        at += size
+
+
+def _av1_units(data: bytes) -> Iterator[int]:
+    """Types of the open bitstream units (AV1 bitstream specification, 5.3)."""
+    at = 0
+    while at < len(data):
+        head = data[at]
+        at += 2 if head & 4 else 1  # obu_extension_flag
+        size, shift, more = 0, 0, head & 2  # obu_has_size_field: leb128
+        while more and at < len(data):
+            size, shift, more, at = size | (data[at] & 127) << shift, shift + 7, data[at] & 128, at + 1
+        if not head & 2:
+            size = len(data) - at
+        if head & 0x81 or more or not 0 <= size <= len(data) - at:
+            raise ValueError("a unit is cut or damaged")
+        yield head >> 3 & 15
+        at += size
 
 
 def layouts(codec: str, data: bytes) -> set[Layout]:

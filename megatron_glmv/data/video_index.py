@@ -120,6 +120,7 @@ def video_facts(member: str, data: bytes) -> MediaFacts:
         member=member,
         bytes=len(data),
         format=found.codec,
+        mode=frame.format.name,
         width=width,
         height=height,
         rotation=rotation,

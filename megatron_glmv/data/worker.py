@@ -73,9 +73,13 @@ def _answer(parent: socket.socket, maker: BatchMaker, request: Json) -> None:
 
 def make_maker(about: Json) -> BatchMaker:
     """The maker described by `pool.describe`."""
+    device = torch.device(about["device"])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dataset = ShardDataset(Path(about["dataset"]))
     tokenizer = Tokenizer.load(about["tokenizer"])
-    return BatchMaker(Layouts(dataset, tokenizer, DataConfig(**about["data"]), VisionConfig(**about["vision"])))
+    layouts = Layouts(dataset, tokenizer, DataConfig(**about["data"]), VisionConfig(**about["vision"]))
+    return BatchMaker(layouts, device)
 
 
 def _die_with_parent(lifeline: int) -> None:

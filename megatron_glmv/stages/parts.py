@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from megatron_glmv.checkpoint.manager import CheckpointManager, Identity
 from megatron_glmv.config.load import fingerprint, to_json
 from megatron_glmv.config.schema import Config
+from megatron_glmv.data.batches import CPU
 from megatron_glmv.data.cost import Cost
 from megatron_glmv.data.index import ShardDataset
 from megatron_glmv.data.loader import PackLoader
@@ -58,7 +60,9 @@ def make_loader(
     packs: int,
     batch_at: Callable[[int], int] | None = None,
     held_out: bool = False,
+    device: torch.device = CPU,
 ) -> PackLoader:
+    """device: the rank's, for `data.decode_on=gpu`."""
     return PackLoader(
         data,
         config.data,
@@ -72,6 +76,7 @@ def make_loader(
         cost=Cost.of(config.model),
         batch_at=batch_at,
         held_out=held_out,
+        device=device if config.data.decode_on == "gpu" else CPU,
     )
 
 
@@ -155,6 +160,7 @@ def make_validation(
     if owns_loader(groups):
         unmixed = replace(config.data, mixture=None, mixture_schedule=None, max_epochs=None)
         own = replace(config, data=unmixed)
-        loader = FixedBatches(make_loader(own, groups, data, tokenizer, run_dir, packs, held_out=True))
+        made = make_loader(own, groups, data, tokenizer, run_dir, packs, held_out=True, device=session.device)
+        loader = FixedBatches(made)
     feed = Feed(loader, groups, session.device, packs // size)
     return partial(validation_losses, trainer, feed, 1, domains, index_by_key.__getitem__)

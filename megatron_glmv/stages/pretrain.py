@@ -125,7 +125,8 @@ def _train(
     loader = None
     if owns_loader(groups):
         data = ShardDataset(Path(config.data.path))
-        loader = make_loader(config, groups, data, tokenizer, run_dir, packs, config.train.batch_at)
+        batch_at = config.train.batch_at
+        loader = make_loader(config, groups, data, tokenizer, run_dir, packs, batch_at, device=session.device)
         if state.loader:
             loader.load_state_dict(state.loader)
     feed = Feed(loader, groups, session.device, packs // groups.topology.data)
