@@ -6,23 +6,39 @@ order of calls are checked for real. Not covered: a real driver and real engines
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from data.decoder_checks import CONFIG, decode_all, differences, media, refuses_vanished_frames
-from data.media_files import VISION, X264, clip, named_clip, number_of, unpatchify
+from data.decoder_checks import (
+    CONFIG,
+    decode_all,
+    differences,
+    growth,
+    image_difference,
+    jpegs,
+    media,
+    page,
+    photograph,
+    refuses_vanished_frames,
+    resize_difference,
+)
+from data.media_files import VISION, X264, clip, encoded, named_clip, number_of, unpatchify
 
 from megatron_glmv.data import dali
 from megatron_glmv.data.facts import MediaFacts
+from megatron_glmv.data.image import gpu_can
 from megatron_glmv.data.media import MediaDecoder
 from megatron_glmv.data.nvdec import CODECS, Limits, Nvdec, _Caps, ask
+from megatron_glmv.data.patches import resize
 from megatron_glmv.data.probe import probe
-from megatron_glmv.data.types import VIDEO
+from megatron_glmv.data.types import IMAGE, VIDEO
 from megatron_glmv.data.video import refused
 from megatron_glmv.data.video_headers import check_units
 from megatron_glmv.data.video_segments import segments
@@ -194,8 +210,6 @@ def test_packets_are_known_whole_or_not(name: str) -> None:
     """Every packet of a sound clip passes; none does that is zeros or, but for MPEG-4 and VP9, is cut in the middle."""
     data = named_clip(name)
     facts = probe(VIDEO, name, data)
-    import base64
-
     extradata, table = base64.b64decode(facts.extradata), facts.packets
     payloads = [data[at : at + size] for at, size in zip(table.offset.tolist(), table.size.tolist(), strict=True)]
     for payload in payloads:
@@ -211,8 +225,6 @@ def test_a_packet_with_parameter_sets_of_its_own_is_not_for_the_engine() -> None
     """A size that changes on the way would be decoded into buffers of the first one."""
     small, large = (clip("mp4", codec="libx264", options=X264, size=size) for size in ((160, 112), (320, 240)))
     facts = probe(VIDEO, "x.mp4", small)
-    import base64
-
     own, other = (base64.b64decode(probe(VIDEO, "x.mp4", data).extradata) for data in (small, large))
     parameters = {key: found[8 : 8 + int.from_bytes(found[6:8], "big")] for key, found in (("own", own), ("x", other))}
     first = small[int(facts.packets.offset[0]) :][: int(facts.packets.size[0])]
@@ -224,12 +236,41 @@ def test_a_packet_with_parameter_sets_of_its_own_is_not_for_the_engine() -> None
 
 
 def test_the_checks_of_the_gpu_hold_on_the_cpu() -> None:
-    """Those of tests/gpu/test_dali.py, on DALI's CPU back end: their bodies run, and the tolerance there is 0 here."""
+    """Those of tests/gpu/test_dali.py, on DALI's CPU back end: their bodies run, and every tolerance is 0 here."""
     decoder = limited(ALL)
     for name in ("vp9.webm", "vp9_altref.mp4", "vp9_vfr.webm"):
         largest, mean, numbers, expected = differences(decoder, *media(name))
-        assert (largest, mean) == (0, 0.0) and numbers == expected
+        assert (largest, mean) == (0, 0.0) and numbers == expected and len(numbers) >= 32
     refuses_vanished_frames(decoder, media("vp9.webm"), media("vp8.webm"))
+    for data in jpegs().values():
+        assert image_difference(decoder, data) == (0, 0.0)
+    assert resize_difference(CPU, page(), 616, 756) == (0, 0.0)
+    assert growth(decoder, [media("vp9.webm")], lambda: 0, 1, 2) == 0
+
+
+def test_only_whole_jpegs_in_colour_or_grey_are_for_the_gpu() -> None:
+    sound = jpegs()["4:2:0"]
+    picture = photograph(480, 320)
+    for data, taken in {
+        sound: True,
+        sound + bytes(100): True,
+        sound[:-400]: False,
+        sound + b"and more": False,
+        encoded(picture.convert("CMYK"), "JPEG"): False,
+        encoded(picture, "PNG"): False,
+    }.items():
+        assert gpu_can(probe(IMAGE, "0", data), data) is taken
+
+
+def test_the_float_resize_of_a_gpu_is_within_its_tolerance() -> None:
+    """CUDA has no uint8 kernel; its float32 one, here on the CPU, differs where the integer one rounds between axes."""
+    for picture, size in ((photograph(), (448, 784)), (photograph(), (1092, 1932)), (page(), (756, 616))):
+        pixels = torch.from_numpy(np.array(picture))[None]
+        planes = pixels.permute(0, 3, 1, 2).float()
+        out = torch.nn.functional.interpolate(planes, size, mode="bicubic", align_corners=False, antialias=True)
+        rounded = out.round().clamp(0, 255).permute(0, 2, 3, 1)
+        apart = (rounded - resize(pixels, *size).float()).abs()
+        assert 0 < apart.mean() <= 0.25 and apart.max() <= 20
 
 
 def test_a_segment_of_a_damaged_packet_never_reaches_the_engine() -> None:
