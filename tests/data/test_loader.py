@@ -369,10 +369,18 @@ def test_no_decoder_process_outlives_a_killed_rank(demo: Demo) -> None:
     rank.kill()
     rank.wait()
     rank.stdout.close()
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
-        assert time.monotonic() < deadline, "a worker is still there 10 s after its rank was killed"
+    deadline = time.monotonic() + 60  # they may still be importing torch, on a busy machine
+    while any(running(pid) for pid in workers):
+        assert time.monotonic() < deadline, "a worker is still there 60 s after its rank was killed"
         time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    """A process that has ended and waits for the machine's init to notice is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_worker_that_finds_the_data_unusable_ends_the_run_with_its_reason(tmp_path: Path) -> None:
