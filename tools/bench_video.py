@@ -2,7 +2,8 @@
 
 CPU seconds of one thread, best of some repeats, everyone from the same bytes in memory to the same frames. What is not
 installed (`pip install -e '.[bench]'`) or does not load is said and left out. Ours has its index beforehand, as in
-training; its cost is printed apart.
+training; its cost is printed apart. On a GPU, NVDEC has a row with its wall time, alone and with eight clips in a call,
+and the CPU seconds that it leaves to others.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -25,12 +26,14 @@ import torch
 from megatron_glmv.config.schema import DataConfig, VisionConfig
 from megatron_glmv.data import dali
 from megatron_glmv.data.facts import MediaFacts
+from megatron_glmv.data.media import GPU_THREADS
 from megatron_glmv.data.patches import plan, resize
 from megatron_glmv.data.probe import probe
 from megatron_glmv.data.types import VIDEO
-from megatron_glmv.data.video import Clip, dali_can, decode_with_dali, decode_with_pyav
+from megatron_glmv.data.video import Clip, dali_can, decode_with_dali, decode_with_pyav, refused
 
 VISION = VisionConfig(depth=1, hidden=8, heads=1, ffn=8, merger_ffn=8)
+NVDEC, CLIPS_AT_ONCE = "ours (NVDEC)", 8
 BUDGET = 16 * 252 * 448
 CLIPS: dict[str, tuple[str, str, str, int, dict[str, str]]] = {
     "h264": ("mp4", "libx264", "yuv420p", 60, {"preset": "ultrafast", "bf": "2", "b": "3M"}),
@@ -70,10 +73,49 @@ def sized(frames: Any, facts: MediaFacts) -> torch.Tensor:
 def ours(data: bytes, facts: MediaFacts, wanted: list[int]) -> tuple[str, Reader]:
     taken = replace(plan(facts, DataConfig(video_max_pixels=BUDGET), VISION), frames=tuple(wanted))
     cpu = torch.device("cpu")
-    back = dali.load(cpu)
-    if back is not None and dali_can(back, facts):
-        return "ours (dali)", lambda: decode_with_dali(back, [Clip(taken, facts, data)], cpu)[0]
+    able = [back for back in dali.load(cpu) if dali_can(back, facts)]
+    if able:
+        return "ours (dali)", lambda: decode_with_dali(able[0], [Clip(taken, facts, data)], cpu)[0]
     return "ours (pyav)", lambda: decode_with_pyav(Clip(taken, facts, data), cpu)
+
+
+def on_gpu(
+    backends: Sequence[dali.Dali], device: torch.device, data: bytes, facts: MediaFacts, wanted: list[int]
+) -> dict[str, Reader] | str:
+    """Readers of one clip, and of CLIPS_AT_ONCE of them in one call; or why there are none."""
+    if device.type != "cuda":
+        return "no GPU: not run"
+    if not backends:
+        return "left out: DALI is not installed or does not load"
+    if reason := refused(backends[0], facts):
+        return f"left out: {reason}"
+    taken = replace(plan(facts, DataConfig(video_max_pixels=BUDGET), VISION), frames=tuple(wanted))
+
+    def read(count: int) -> torch.Tensor:
+        frames = decode_with_dali(backends[0], [Clip(taken, facts, data)] * count, device)[-1]
+        torch.cuda.synchronize(device)
+        return frames
+
+    return {NVDEC: lambda: read(1), f"{CLIPS_AT_ONCE} at once": lambda: read(CLIPS_AT_ONCE)}
+
+
+def gpu_rows(readers: dict[str, Reader] | str, base: float, reference: torch.Tensor, repeats: int) -> list[str]:
+    """Lines to print: CPU and wall milliseconds a clip, and the CPU seconds that are freed against `base` ms."""
+    if isinstance(readers, str):
+        return [f"{NVDEC:16s} {readers}"]
+    rows = []
+    for (name, read), clips in zip(readers.items(), (1, CLIPS_AT_ONCE), strict=True):
+        read()  # makes the context and the decoder
+        start = time.perf_counter()
+        cpu, frames = cpu_ms(read, repeats)
+        wall = (time.perf_counter() - start) * 1e3 / repeats / clips
+        apart = (frames.cpu().float() - reference.float()).abs().mean().item()
+        freed = (base - cpu / clips) / 1e3
+        rows.append(
+            f"{name:16s} {cpu / clips:8.0f} ms CPU, {wall:.0f} ms wall a clip: {freed:.3f} CPU seconds freed a clip; "
+            f"mean difference {apart:.2f}"
+        )
+    return rows
 
 
 def with_pyav(data: bytes, facts: MediaFacts, wanted: list[int]) -> Reader:
@@ -164,6 +206,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--codecs", nargs="+", default=list(CLIPS), choices=list(CLIPS))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    backends = dali.load(device, GPU_THREADS) if device.type == "cuda" else ()
     for name in options.codecs:
         data = film(name, options.seconds)
         index, facts = cpu_ms(lambda data=data, name=name: probe(VIDEO, f"x.{CLIPS[name][0]}", data), 1)
@@ -172,6 +216,8 @@ def main(arguments: list[str] | None = None) -> int:
         label, read = ours(data, facts, wanted)
         base, reference = cpu_ms(read, options.repeats)
         print(f"  {label:16s} {base:8.0f} ms CPU", flush=True)
+        for row in gpu_rows(on_gpu(backends, device, data, facts, wanted), base, reference, options.repeats):
+            print(f"  {row}", flush=True)
         for other, make in OTHERS.items():
             try:
                 spent, frames = cpu_ms(make(data, facts, wanted), options.repeats)

@@ -1,8 +1,9 @@
 """What a sample costs in training: floating-point operations of one forward pass, by the sizes that decide them.
 
 Formulas count a multiply-add as two. Decoder: dense layers and experts per token, the output layer per token, and
-causal attention per pair of tokens of one sample. Vision encoder: dense layers and attention inside one frame pair, per
-patch and per pair of patches; the merger per visual token.
+causal attention per pair of tokens of one sample. A prediction layer is one more decoder layer behind a projection of
+two widths to one, and goes through the output layer again. Vision encoder: dense layers and attention inside one frame
+pair, per patch and per pair of patches; the merger per visual token.
 """
 
 from __future__ import annotations
@@ -34,17 +35,21 @@ class Cost:
         query, keys = text.heads * text.head_dim, 2 * text.kv_heads * text.head_dim
         attention = 2 * text.hidden * (2 * query + keys)
         dense = 6 * text.hidden * text.ffn
-        layers = text.layers * (attention + dense)
+        output = 2 * text.hidden * text.vocab
+        last = attention + dense
+        layers = text.layers * last
         if text.moe is not None:
             moe = text.moe
             sparse = 6 * text.hidden * (moe.topk * moe.ffn + moe.shared_ffn) + 2 * text.hidden * moe.experts
+            last = attention + sparse
             layers = text.layers * attention + moe.first_dense * dense + (text.layers - moe.first_dense) * sparse
+        further = model.mtp.layers * (last + 4 * text.hidden**2 + output)
         block = 8 * vision.hidden**2 + 6 * vision.hidden * vision.ffn
         out = text.hidden
         merger = 2 * vision.hidden * out + (2 * out * out + 6 * out * vision.merger_ffn) / vision.merge**2
         return cls(
-            token=layers + 2 * text.hidden * text.vocab,
-            pair=2 * text.layers * query,
+            token=layers + output + further,
+            pair=2 * (text.layers + model.mtp.layers) * query,
             patch=vision.depth * block + 2 * vision.patch_values * vision.hidden + merger,
             patch_pair=4 * vision.depth * vision.hidden,
         )

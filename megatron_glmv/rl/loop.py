@@ -109,9 +109,12 @@ def _begin(parts: RLParts, state: RLState) -> None:
     started = time.perf_counter()
     ids = parts.curriculum.to_grade()
     each = parts.config.rl.group_size
-    for group in parts.roller.roll([parts.prompts[id] for id in ids], state.rollouts, each):
-        if group.rewards:
-            parts.curriculum.record(group.prompt, group.rewards)
+    graded = [g for g in parts.roller.roll([parts.prompts[id] for id in ids], state.rollouts, each) if g.rewards]
+    cells = [parts.curriculum.cell(group.prompt) for group in graded]
+    for group in graded:
+        parts.curriculum.record(group.prompt, group.rewards)
+    if graded:
+        _log_groups(parts, {"step": 0, "groups": observe.graded(graded, cells)})
     state.rollouts += len(ids) * each
     state.graded = state.rollouts
     record: Json = {"step": 0, "tokens": 0, "samples": 0}

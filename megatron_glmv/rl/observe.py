@@ -53,6 +53,14 @@ def tiers(curriculum: Curriculum, before: Sequence[int], drawn: Sequence[Cell]) 
     }
 
 
+def graded(groups: Sequence[Group], cells: Sequence[Cell]) -> list[Json]:
+    """Groups for groups.jsonl: prompt, the cell it was drawn from, and rewards."""
+    return [
+        {"prompt": group.prompt, "cell": list(cell), "rewards": list(group.rewards)}
+        for group, cell in zip(groups, cells, strict=True)
+    ]
+
+
 def line(
     step: int,
     groups: Sequence[Group],
@@ -61,18 +69,13 @@ def line(
     weights: dict[Cell, float],
     ratio: Json,
 ) -> Json:
-    """One line of groups.jsonl: enough to compute the iteration's formulas again."""
+    """One line of groups.jsonl. With those before it, that of the grading (step 0) too, enough to compute the
+    iteration's formulas again."""
     return {
         "step": step,
         "groups": [
-            {
-                "prompt": group.prompt,
-                "cell": list(cell),
-                "rewards": list(group.rewards),
-                "kept": place in set(kept),
-                "advantages": group_advantages(group.rewards).tolist(),
-            }
-            for place, (group, cell) in enumerate(zip(groups, drawn, strict=True))
+            told | {"kept": place in set(kept), "advantages": group_advantages(group.rewards).tolist()}
+            for place, (group, told) in enumerate(zip(groups, graded(groups, drawn), strict=True))
         ],
         "weights": [[*cell, share] for cell, share in weights.items()],
         **ratio,

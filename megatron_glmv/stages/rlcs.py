@@ -164,7 +164,7 @@ def _train(
     if dist.get_rank() == 0:
         sinks = start_sinks(config, run_dir, state.step, Path(rl.prompts))
         recorder = Recorder(run_dir, config.train.steps, config.train.log_every, state.step, state.tokens, sinks)
-        keep_until(run_dir / GROUPS_FILE, state.step)
+        keep_until(run_dir / GROUPS_FILE, state.step or -1)  # a run that starts anew grades anew
         if fence is not None:
             recorder.may_write = fence.check
         layout = session.groups.topology.describe()

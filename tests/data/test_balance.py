@@ -11,6 +11,7 @@ from data import small_set
 from data.small_set import VISION, data_config
 from helpers import tiny
 
+from megatron_glmv.config.load import compose
 from megatron_glmv.data.balance import assign, imbalance
 from megatron_glmv.data.cost import Cost
 from megatron_glmv.data.index import ShardDataset
@@ -53,11 +54,25 @@ def test_small_cases_come_near_the_optimum() -> None:
 def test_the_cost_of_a_token_of_glm45v_is_that_of_its_active_parameters() -> None:
     """12.18e9 active parameters of the decoder and 0.62e9 of the output layer, two operations each; the router and
     the norms make the rest."""
-    from megatron_glmv.config.load import compose
-
     cost = Cost.of(compose(["experiment=glm45v_pretrain"]).model)
     assert cost.token / 2 == pytest.approx(12.803e9, rel=2e-3)
     assert cost.patch > 24 * 2 * (4 * 1536**2 + 3 * 1536 * 4096)
+
+
+def test_a_prediction_layer_costs_its_parameters_and_the_output_layer_again() -> None:
+    """Of the model that is trained: its matrices, each with two operations per token, of the experts the chosen share.
+    Of attention one layer's part. The encoder is not asked again, so that text weighs more against pictures."""
+    plain, further = (compose([f"model.mtp.layers={layers}", "experiment=tiny_pretrain"]).model for layers in (0, 1))
+    text, moe = plain.text, plain.text.moe
+    assert moe is not None
+    sizes = {"eh_proj": 2 * text.hidden * text.hidden, "output": text.hidden * text.vocab}
+    sizes["qkv"] = text.hidden * (text.heads + 2 * text.kv_heads) * text.head_dim
+    sizes["o"] = text.heads * text.head_dim * text.hidden
+    sizes["experts"] = 3 * text.hidden * (moe.topk * moe.ffn + moe.shared_ffn) + text.hidden * moe.experts
+    before, after = Cost.of(plain), Cost.of(further)
+    assert after.token - before.token == 2 * sum(sizes.values())
+    assert after.pair / before.pair == pytest.approx((text.layers + 1) / text.layers)
+    assert (after.patch, after.patch_pair) == (before.patch, before.patch_pair)
 
 
 @pytest.mark.parametrize("budget", [8192, 32768])

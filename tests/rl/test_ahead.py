@@ -2,8 +2,9 @@
 
 With a learning rate of 0 all weights are the same, so a run that rolls out ahead has to be that of one that does not,
 to the last bit of every number: draws, rollouts, rewards, losses. With a learning rate its rollouts are one step old,
-and a run that is killed goes on with those that the unbroken one has. One process; several ranks share the code that
-gathers.
+and a run that is killed goes on with those that the unbroken one has. On two ranks each rolls out its share in a thread
+of its own while both train, so that the answers gathered have to be those of one process: rewards, cells and draws to
+the last bit, losses to the order of summation (fp32: 1e-6 relative, the bound is 1e-4).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from helpers.rlcs_run import PROMPTS, Run, records, rlcs_config, write_prompts
 
 from megatron_glmv.checkpoint.reader import differing_tensors, open_checkpoint
 from megatron_glmv.config.rl import ExpansionConfig
+from megatron_glmv.config.schema import ParallelConfig
 from megatron_glmv.rl.ahead import InBackground, Rolled, StaleError, check_age
 from megatron_glmv.rl.group import Group
 from megatron_glmv.rl.rollout.contract import Rollout
@@ -61,12 +63,12 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(start: Path, run_dir: Path, staleness: int, rate: float) -> Run:
+def run(start: Path, run_dir: Path, staleness: int, rate: float, **layout: int) -> Run:
     looked = {"heldout": str(start / PROMPTS), "heldout_each": 2, "heldout_every": 3}
     drift = {"tis_cap": 2.0, "drift_limit": 5.0}  # at this rate a step moves a random model's answers by 1
     more = {"staleness": staleness, "expansion": ExpansionConfig(reading="rollouts")}
     config = rlcs_config(start, run_dir, 5, rate=rate, **looked, **drift, **more)
-    return Run(replace(config, optim=replace(config.optim, weight_decay=0.0)))
+    return Run(replace(config, optim=replace(config.optim, weight_decay=0.0), parallel=ParallelConfig(**layout)))
 
 
 @pytest.mark.slow
@@ -80,6 +82,32 @@ def test_ahead_with_weights_that_do_not_move_is_the_synchronous_run(start: Path,
     assert [line["staleness"] for line in records(tmp_path / "bound0")[1:]] == [0] * 5
     assert [line["staleness"] for line in records(tmp_path / "bound1")[1:]] == [0, 1, 1, 1, 1]
     assert len({line["grad_norm"] for line in one[1:]}) == 5
+
+
+@pytest.mark.slow
+def test_ahead_on_two_ranks_is_the_synchronous_run_of_one(start: Path, tmp_path: Path) -> None:
+    run(start, tmp_path / "one", 0, 0.0).finish()
+    one, groups = records(tmp_path / "one"), records(tmp_path / "one", name="groups.jsonl")
+    for name in ("tensor", "data"):
+        run(start, tmp_path / name, 1, 0.0, **{name: 2}).finish()
+        lines = records(tmp_path / name)
+        assert records(tmp_path / name, name="groups.jsonl") == groups, name
+        assert [line["staleness"] for line in lines[1:]] == [0, 1, 1, 1, 1]
+        for ours, theirs in zip(lines[1:], one[1:], strict=True):
+            for key in ("loss", "grad_norm", "entropy", "reward_mean", "answer_tokens"):
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-6), (name, key)
+
+
+@pytest.mark.slow
+def test_ahead_on_two_ranks_is_one_step_old_on_both(start: Path, tmp_path: Path) -> None:
+    """Both ranks' answers are of older weights: were a rank's not, half of the drift and no more would be gone, so the
+    least of the steps is held against the drift of one process."""
+    run(start, tmp_path / "one", 1, 1e-3).finish()
+    run(start, tmp_path / "two", 1, 1e-3, data=2).finish()
+    one, two = records(tmp_path / "one"), records(tmp_path / "two")
+    assert [line["staleness"] for line in two[1:]] == [0, 1, 1, 1, 1]
+    assert two[1]["drift_mean"] < 1e-4
+    assert two[2]["drift_mean"] == pytest.approx(one[2]["drift_mean"], rel=1e-2) and one[2]["drift_mean"] > 1e-3
 
 
 @pytest.mark.slow

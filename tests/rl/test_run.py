@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,11 +49,10 @@ def reference(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_is_logged_gives_the_formulas_again(reference: Path) -> None:
-    """Twenty lines of numpy: advantages, ratio and its running mean, tier weights of each iteration."""
-    metrics, logged = records(reference), records(reference, name="groups.jsonl")
-    assert [line["step"] for line in metrics] == list(range(7)) and [line["step"] for line in logged] == list(
-        range(1, 7)
-    )
+    """Advantages, ratio and its running mean of each iteration, in a few lines of numpy."""
+    metrics, (graded, *logged) = records(reference), records(reference, name="groups.jsonl")
+    assert [line["step"] for line in metrics] == list(range(7)) == [line["step"] for line in (graded, *logged)]
+    assert len(graded["groups"]) == 4, "two of each subcategory"
     mean_ratio = 1.0
     for record, line in zip(metrics[1:], logged, strict=True):
         rewards = np.array([group["rewards"] for group in line["groups"]])
@@ -66,9 +68,6 @@ def test_what_is_logged_gives_the_formulas_again(reference: Path) -> None:
         assert len(rewards) == int(np.ceil(4 * line["ratio_applied"] - 1e-9)) and record["groups_trained"] == 4
         order = sorted(range(len(rewards)), key=lambda i: (abs(rewards[i].mean() - 0.5), i))[:4]
         assert [i for i, group in enumerate(line["groups"]) if group["kept"]] == sorted(order)
-        assert sum(share for *_, share in line["weights"]) == pytest.approx(1.0)
-        for domain in ("image", "text"):
-            assert sum(w[3] for w in line["weights"] if w[0] == domain) == pytest.approx(0.5)
     assert metrics[-1]["rollouts"] == 4 * 4 + sum(4 * len(line["groups"]) for line in logged), (
         "graded and discarded too"
     )
@@ -112,6 +111,46 @@ def test_a_reward_model_scores_what_has_no_verifier(start: Path, tmp_path: Path)
     assert all(0 < line["verifier/open_ended+rm"] < 1 for line in metrics[1:])
     health = json.loads((tmp_path / "run" / "verifiers.json").read_text())["open_ended"]
     assert health["scalar_std"] > 0
+
+
+def weights_again(logged: list[dict[str, Any]], kinds: dict[str, tuple[str, str]]) -> Iterator[dict[Any, float]]:
+    """Shares of the cells in each iteration, from the rewards logged before it and what is written in docs/rlcs.md:
+    older evidence on a prompt counts half, a prompt never seen has the mean of its subcategory, tiers are cut at fixed
+    rates, running rates keep 0.8, a cell weighs 4 p (1 - p) + 0.02 times its prompts (at most those of a draw)."""
+    edges, centres = (0.0625, 0.3, 0.7, 0.9375), (0.03125, 0.18125, 0.5, 0.81875, 0.96875)
+    seen: dict[str, np.ndarray] = {}
+    running: dict[Any, float] = {}
+
+    def cell(prompt: str) -> tuple[str, str, int]:
+        like = [right / count for other, (right, count) in seen.items() if kinds[other] == kinds[prompt]]
+        rate = seen[prompt][0] / seen[prompt][1] if prompt in seen else np.mean(like) if like else 0.5
+        return (*kinds[prompt], int(np.searchsorted(edges, rate, side="right")))
+
+    for line in logged:
+        if line["step"] > 0:
+            prompts = Counter(map(cell, kinds))
+            rates = {c: running.get(c, centres[c[2]]) for c in prompts}
+            raw = {c: (4 * p * (1 - p) + 0.02) * min(prompts[c], 4) for c, p in rates.items()}
+            yield {c: w / 2 / sum(raw[other] for other in raw if other[0] == c[0]) for c, w in raw.items()}
+            assert [(*c[:2], int(c[2])) for c in (g["cell"] for g in line["groups"])] == [
+                cell(g["prompt"]) for g in line["groups"]
+            ]
+        for group in line["groups"]:
+            now, rewards = cell(group["prompt"]), np.array(group["rewards"])
+            running[now] = 0.8 * running.get(now, centres[now[2]]) + 0.2 * rewards.mean()
+            older = seen.get(group["prompt"], np.zeros(2))
+            seen[group["prompt"]] = 0.5 * older + np.array([rewards.sum(), len(rewards)])
+
+
+def test_what_is_logged_gives_the_tier_weights_again(start: Path, reference: Path) -> None:
+    logged = records(reference, name="groups.jsonl")
+    pool = [json.loads(line) for line in (start / PROMPTS).read_text().splitlines()]
+    again = list(weights_again(logged, {prompt["id"]: (prompt["domain"], prompt["task"]) for prompt in pool}))
+    for line, expected in zip(logged[1:], again, strict=True):
+        assert {(d, t, n): share for d, t, n, share in line["weights"]} == pytest.approx(expected, abs=1e-12)
+        assert sum(expected.values()) == pytest.approx(1.0)
+    assert len({tuple(sorted(expected.items())) for expected in again}) == 6, "no two iterations have the same"
+    assert max(len(expected) for expected in again) >= 4
 
 
 def test_killed_and_started_again_it_draws_and_rewards_the_same(start: Path, reference: Path, tmp_path: Path) -> None:

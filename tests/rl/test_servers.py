@@ -365,3 +365,78 @@ def test_weights_of_every_layout_stream_as_those_of_one_process() -> None:
         first, second = run_ranks(streamed, 2, tiny.config(**layout))
         assert not second and [n for n, _ in first] == [n for n, _ in whole], layout
         assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(first, whole, strict=True)), layout
+
+
+class Endpoints:
+    """Servers that do as they are told, but for one call."""
+
+    def __init__(self, failing: str, error: Exception) -> None:
+        self.failing, self.error, self.calls = failing, error, list[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        def call(server: Server, *_: Any) -> Any:
+            self.calls.append(name)
+            if name == self.failing:
+                raise self.error
+            return {"w": server.url if self.failing == "differ" else "same"} if name == "checksums" else None
+
+        return call
+
+
+def failing_updates(config: Config, exchange: str) -> list[tuple[str, str, list[str]]]:
+    """(class of the error, its words, calls to the servers) of four updates of two servers; the last one succeeds."""
+    import torch.distributed as dist
+
+    from megatron_glmv.checkpoint.hf.mapping import name_mapping
+    from megatron_glmv.model.build import build_model
+    from megatron_glmv.parallel.groups import init_groups
+    from megatron_glmv.parallel.seeding import seed_all
+    from megatron_glmv.parallel.topology import Topology
+    from megatron_glmv.rl.rollout.streaming import TrainedTensors
+    from megatron_glmv.rl.rollout.update import ServerWeights
+
+    groups = init_groups(Topology.resolve(config.parallel, dist.get_world_size()))
+    seed_all(config.train.seed)
+    device = torch.device("cpu")
+    chunks = build_model(config, groups, backend="torch", device=device)
+    tensors = TrainedTensors(chunks, name_mapping(config.model), groups, device)
+    settings = ServerConfig(update="disk", bucket_mb=1)
+    servers = [Server(f"http://s{n}", settings) for n in range(2)]
+    found = []
+    for failing, error in (
+        ("pause", ServerError("http://s0 is gone")),
+        ("reload", OSError("disk is full")),
+        ("differ", ServerError("")),
+        ("", ServerError("")),
+    ):
+        endpoints = Endpoints(failing, error)
+        keeper = ServerWeights(endpoints, servers, tensors, settings, Path(exchange), device)
+        said = ("", "")
+        try:
+            keeper.sync()
+            keeper.verify()
+        except (ServerError, OSError) as failed:
+            said = (type(failed).__name__, str(failed))
+        found.append((*said, endpoints.calls))
+    return found
+
+
+def test_every_rank_says_why_an_update_failed(tmp_path: Path) -> None:
+    """And the ranks stay in step: an update succeeds after a server, the disk and the comparison have failed."""
+    first, second = run_ranks(failing_updates, 2, tiny.config(tensor=2), str(tmp_path))
+    differ = "http://s1 and http://s0 differ in w"
+    assert [said[:2] for said in first] == [
+        ("ServerError", "http://s0 is gone"),
+        ("OSError", "disk is full"),
+        ("ServerError", differ),
+        ("", ""),
+    ]
+    assert [said[:2] for said in second] == [
+        ("ServerError", "http://s0 is gone"),
+        ("ServerError", "OSError: disk is full"),
+        ("ServerError", differ),
+        ("", ""),
+    ]
+    once = ["pause", "reload", "checksums", "resume", "checksums"]
+    assert [list(dict.fromkeys(calls)) for *_, calls in first] == [once[:1], once[:2], once[:3], once[:4]]
+    assert not any(calls for *_, calls in second), "the first rank alone talks"

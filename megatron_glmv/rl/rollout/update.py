@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -42,7 +43,11 @@ class WeightEndpoints(Protocol):
 
 
 class ServerWeights:
-    """Keeps all servers at the trained weights. Called on every rank; the first one talks."""
+    """Keeps all servers at the trained weights. Called on every rank; the first one talks.
+
+    Where that fails, the first rank goes on with what is collective and says nothing more to the servers; every rank
+    then raises with its reason.
+    """
 
     def __init__(
         self,
@@ -52,7 +57,12 @@ class ServerWeights:
         config: ServerConfig,
         exchange: Path,
         device: torch.device,
+        group: Any = None,
     ) -> None:
+        """group: all ranks that call; None: the whole job. Its first rank is the job's."""
+        self.group = group
+        self._failed: Exception | None = None
+        """What went wrong on the first rank in the present call."""
         self.endpoints, self.servers, self.tensors, self.config = endpoints, servers, tensors, config
         self.exchange, self.device = exchange, device
         self.first = dist.get_rank() == 0
@@ -61,34 +71,48 @@ class ServerWeights:
         self._group: Any = None
 
     def sync(self) -> None:
-        """Raises ServerError where a server is gone, refuses, or holds other weights than the others. Nothing may be
-        asked of the servers meanwhile."""
+        """Raises ServerError on every rank where a server is gone, refuses, or holds other weights than the others, and
+        on the first one whatever else was in the way. Nothing may be asked of the servers meanwhile."""
         self.version += 1
-        if self.first:
-            self._each(self.endpoints.pause)
+        self._talk(lambda: self._each(self.endpoints.pause))
         if self.config.update == "disk":
             self._by_disk(str(self.version))
         else:
             self._by_broadcast(str(self.version))
-        if self.first:
-            self._compare()
-            self._each(self.endpoints.resume)
-        dist.barrier()
+        self._talk(self._compare)
+        self._talk(lambda: self._each(self.endpoints.resume))
+        self._agree()
 
     def verify(self) -> None:
         """That all servers hold the same; that it is what is trained is shown by the probe behind every update."""
-        if self.first:
-            self._compare()
+        self._talk(self._compare)
+        self._agree()
+
+    def _talk(self, call: Callable[[], object]) -> None:
+        """On the first rank, while nothing has failed."""
+        if self.first and self._failed is None:
+            try:
+                call()
+            except Exception as error:  # raised by _agree, when the other ranks are there too
+                self._failed = error
+
+    def _agree(self) -> None:
+        """Waits for every rank; raises on all of them what failed on the first one."""
+        failed, self._failed = self._failed, None
+        other = failed if failed is None or isinstance(failed, ServerError) else f"{type(failed).__name__}: {failed}"
+        reason = [None if other is None else str(other)]
+        dist.broadcast_object_list(reason, 0, self.group)
+        if failed is not None:
+            raise failed
+        if reason[0] is not None:
+            raise ServerError(reason[0])
 
     def _by_broadcast(self, version: str) -> None:
-        if self.first:
-            self._join()
-            self._each(self.endpoints.begin)
+        self._talk(self._join)
+        self._talk(lambda: self._each(self.endpoints.begin))
         for bucket in self.tensors.buckets(self.config.bucket_mb << 20):
-            if self.first:
-                self._send(bucket)
-        if self.first:
-            self._each(lambda server: self.endpoints.finish(server, version))
+            self._talk(partial(self._send, bucket))
+        self._talk(lambda: self._each(lambda server: self.endpoints.finish(server, version)))
 
     def _join(self) -> None:
         """Once in a run: the servers' workers and this rank make a group."""
@@ -126,19 +150,26 @@ class ServerWeights:
 
     def _by_disk(self, version: str) -> None:
         folder = self.exchange / f"version_{version}"
-        if self.first:
+        files: dict[str, str] = {}
+
+        def begin() -> None:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-        files: dict[str, str] = {}
-        for number, bucket in enumerate(self.tensors.buckets(self.config.bucket_mb << 20), start=1):
-            if self.first:
-                name = f"model-{number:05d}.safetensors"
-                write_bucket(folder / name, bucket)
-                files |= dict.fromkeys((tensor for tensor, _ in bucket), name)
-        if self.first:
+
+        def write(number: int, bucket: Bucket) -> None:
+            name = f"model-{number:05d}.safetensors"
+            write_bucket(folder / name, bucket)
+            files.update(dict.fromkeys((tensor for tensor, _ in bucket), name))
+
+        def load() -> None:
             (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}), encoding="utf-8")
             self._each(lambda server: self.endpoints.reload(server, str(folder.resolve()), version))
             shutil.rmtree(folder)
+
+        self._talk(begin)
+        for number, bucket in enumerate(self.tensors.buckets(self.config.bucket_mb << 20), start=1):
+            self._talk(partial(write, number, bucket))
+        self._talk(load)
 
     def _compare(self) -> None:
         """All servers of one kind and layout hold the same. What they hold is told by the gate (log-probabilities)."""
