@@ -23,6 +23,7 @@ from megatron_glmv.rl.rewards import (
     page,
     science,
     vqa,
+    web_agent,
 )
 from megatron_glmv.rl.rewards.types import Verifier
 
@@ -50,6 +51,7 @@ VERIFIERS: dict[str, Verifier] = {
         coding.VERIFIER,
         instructions.VERIFIER,
         open_ended.VERIFIER,
+        web_agent.VERIFIER,
     )
 }
 """Every verifier by its own name, which is its domain's, too."""
@@ -81,6 +83,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "spatial": ("spatial_reasoning",),
     "gui_action": ("gui", "gui_agent", "androidworld", "osworld", "webvoyager", "action"),
     "html": ("ui_to_code", "web_page"),
+    "web_agent": ("mind2web", "web_navigation", "web_task"),
     "gui_grounding": ("screen_grounding",),
     "video_qa": ("video", "video_understanding"),
     "long_document": ("document", "document_qa", "long_doc", "doc"),
