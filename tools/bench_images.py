@@ -58,7 +58,7 @@ def cpu_ms(read: Callable[[], Any], repeats: int) -> tuple[float, Any]:
 def on_gpu(config: DataConfig, item: Any, mine: float, repeats: int) -> str:
     """One line: calls of AT_ONCE images, decoded, resized, patchified and normalised on the GPU, against `mine` ms."""
     if not torch.cuda.is_available():
-        return "on a GPU: no GPU: not run"
+        return "(nvJPEG): no GPU: not run"
     decoder = MediaDecoder(config, VISION, "cuda:0")
 
     def read() -> str:
@@ -74,9 +74,7 @@ def on_gpu(config: DataConfig, item: Any, mine: float, repeats: int) -> str:
     spent, name = cpu_ms(read, repeats)
     wall = (time.perf_counter() - start) / repeats / AT_ONCE
     spent /= AT_ONCE
-    return (
-        f"on a GPU ({name}): {1 / wall:.1f} images/s, {spent:.1f} ms CPU: {(mine - spent) / 1e3:.4f} CPU seconds freed"
-    )
+    return f"({name}): {1 / wall:.1f} images/s, {spent:.1f} ms CPU: {(mine - spent) / 1e3:.4f} CPU seconds freed"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -53,4 +53,5 @@ def as_png(path: Path, panels: Mapping[str, NDArray[np.int64]]) -> None:
             draw.text((98 + length, y), str(count), fill="#444")
             y += ROW
         y += ROW
+    path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, "PNG")

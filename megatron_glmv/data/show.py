@@ -136,4 +136,5 @@ def save(shown: Shown, layouts: Layouts, path: Path) -> None:
         "video_grid_thw": grids(video=True),
         "timestamps": torch.tensor(shown.timestamps, dtype=torch.float64),
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)

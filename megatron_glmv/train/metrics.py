@@ -48,7 +48,7 @@ class Recorder:
         self.steps, self.log_every = steps, log_every
         self.may_write: Callable[[], None] = lambda: None
         """Asked before each line; raises where another attempt owns the run directory by now."""
-        keep_until(self.path, first_step)
+        keep_until(self.path, first_step or -1)  # a run that starts anew writes its line of step 0 again
         keep_until(run_dir / "samples.jsonl", first_step)
         self._metrics: IO[str] = self.path.open("a", encoding="utf-8")
         self._samples_path = run_dir / "samples.jsonl"

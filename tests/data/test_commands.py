@@ -37,7 +37,7 @@ def glmv(*arguments: str) -> Result:
 
 def test_stats_count_what_is_there_by_domain(shards: Path, tmp_path: Path) -> None:
     layouts = open_layouts(shards, config_of(OPTIONS))
-    done = glmv("stats", str(shards), *OPTIONS, "--pack", "--png", str(tmp_path / "h.png"))
+    done = glmv("stats", str(shards), *OPTIONS, "--pack", "--png", str(tmp_path / "made" / "h.png"))
     assert done.exit_code == 0, done.output
     table = [re.findall(r"[^│\s]+", line) for line in done.output.splitlines() if "│" in line]
     rows = {row[0]: row for row in table}
@@ -49,7 +49,7 @@ def test_stats_count_what_is_there_by_domain(shards: Path, tmp_path: Path) -> No
     assert rows["video"][7] == str(sum(len(p.frames) for layout in kept for p in layout.plans))
     assert "unusable: 0.png: not a readable image" in done.output
     assert re.search(r"best fit +fill 0\.\d{4}", done.output)
-    assert Image.open(tmp_path / "h.png").size[0] == 720
+    assert Image.open(tmp_path / "made" / "h.png").size[0] == 720
 
 
 def test_the_preset_packs_as_promised() -> None:
@@ -68,7 +68,7 @@ def test_a_sample_is_shown_and_saved_as_a_pack_has_it(shards: Path, tmp_path: Pa
     layouts = open_layouts(shards, config)
     i = layouts.dataset.find(key)
     shard = shards / layouts.dataset.entry(i).shard
-    file = tmp_path / "sample.safetensors"
+    file = tmp_path / "made" / "sample.safetensors"
     done = glmv("show", str(shard), key, *OPTIONS, "--save", str(file))
     assert done.exit_code == 0, done.output
     saved = load_file(file)

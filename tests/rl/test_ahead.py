@@ -4,7 +4,7 @@ With a learning rate of 0 all weights are the same, so a run that rolls out ahea
 to the last bit of every number: draws, rollouts, rewards, losses. With a learning rate its rollouts are one step old,
 and a run that is killed goes on with those that the unbroken one has. On two ranks each rolls out its share in a thread
 of its own while both train, so that the answers gathered have to be those of one process: rewards, cells and draws to
-the last bit, losses to the order of summation (fp32: 1e-6 relative, the bound is 1e-4).
+the last bit, losses to the order of summation (fp32: 1e-6, measured 7e-7 of losses of 1e-3 to 4e-3; the bound is 1e-5).
 """
 
 from __future__ import annotations
@@ -84,30 +84,29 @@ def test_ahead_with_weights_that_do_not_move_is_the_synchronous_run(start: Path,
     assert len({line["grad_norm"] for line in one[1:]}) == 5
 
 
-@pytest.mark.slow
-def test_ahead_on_two_ranks_is_the_synchronous_run_of_one(start: Path, tmp_path: Path) -> None:
-    run(start, tmp_path / "one", 0, 0.0).finish()
-    one, groups = records(tmp_path / "one"), records(tmp_path / "one", name="groups.jsonl")
-    for name in ("tensor", "data"):
-        run(start, tmp_path / name, 1, 0.0, **{name: 2}).finish()
-        lines = records(tmp_path / name)
-        assert records(tmp_path / name, name="groups.jsonl") == groups, name
-        assert [line["staleness"] for line in lines[1:]] == [0, 1, 1, 1, 1]
-        for ours, theirs in zip(lines[1:], one[1:], strict=True):
-            for key in ("loss", "grad_norm", "entropy", "reward_mean", "answer_tokens"):
-                assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-6), (name, key)
+@pytest.fixture(scope="module")
+def alone(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, with a learning rate that moves log-probabilities by 0.004 to 0.02 a step and no answer."""
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    run(start, run_dir, 1, 1e-5).finish()
+    return run_dir
 
 
 @pytest.mark.slow
-def test_ahead_on_two_ranks_is_one_step_old_on_both(start: Path, tmp_path: Path) -> None:
-    """Both ranks' answers are of older weights: were a rank's not, half of the drift and no more would be gone, so the
-    least of the steps is held against the drift of one process."""
-    run(start, tmp_path / "one", 1, 1e-3).finish()
-    run(start, tmp_path / "two", 1, 1e-3, data=2).finish()
-    one, two = records(tmp_path / "one"), records(tmp_path / "two")
-    assert [line["staleness"] for line in two[1:]] == [0, 1, 1, 1, 1]
-    assert two[1]["drift_mean"] < 1e-4
-    assert two[2]["drift_mean"] == pytest.approx(one[2]["drift_mean"], rel=1e-2) and one[2]["drift_mean"] > 1e-3
+@pytest.mark.parametrize("layout", [{"tensor": 2}, {"data": 2}], ids=["TP2", "DP2"])
+def test_ahead_on_two_ranks_is_the_run_of_one(start: Path, alone: Path, tmp_path: Path, layout: dict[str, int]) -> None:
+    """Drift tells how old the answers are: were one rank's of the present weights, half of it would be gone."""
+    run(start, tmp_path / "two", 1, 1e-5, **layout).finish()
+    groups = records(alone, name="groups.jsonl")
+    assert records(tmp_path / "two", name="groups.jsonl") == groups, "to the last bit"
+    lines, expected = records(tmp_path / "two")[1:], records(alone)[1:]
+    assert [line["staleness"] for line in lines] == [0, 1, 1, 1, 1]
+    for ours, theirs in zip(lines, expected, strict=True):
+        for key in ("loss", "grad_norm", "entropy", "reward_mean", "answer_tokens"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
+    for ours, theirs in zip(lines[1:], expected[1:], strict=True):
+        assert ours["drift_mean"] == pytest.approx(theirs["drift_mean"], rel=0.01)
+        assert theirs["drift_mean"] > 100 * expected[0]["drift_mean"]
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ def test_what_is_logged_gives_the_tier_weights_again(start: Path, reference: Pat
 
 def test_killed_and_started_again_it_draws_and_rewards_the_same(start: Path, reference: Path, tmp_path: Path) -> None:
     """Killed at an iteration that is drawn anew each time: before the first checkpoint, at one or between two."""
-    victim, step = run(start, tmp_path / "run"), random.randint(1, 4)
+    victim, step = run(start, tmp_path / "run"), random.randint(0, 4)
     victim.kill_after(step)
     assert records(tmp_path / "run")[-1]["step"] < 6, "it was killed before its end"
     assert "from step" in run(start, tmp_path / "run").finish()

@@ -46,6 +46,17 @@ def test_the_run_is_described(tmp_path: Path) -> None:
     assert sinks.data_fingerprint(tmp_path) != first
 
 
+def test_a_run_that_starts_anew_writes_its_first_lines_once(tmp_path: Path) -> None:
+    """RLCS has a line of step 0: killed before its first checkpoint, it evaluates and writes it again."""
+    for _ in range(2):
+        recorder = Recorder(tmp_path, 5, 1, 0)
+        recorder.step({"step": 0, "tokens": 0, "step_time_s": 0.1})
+        recorder.step(RECORDS[0])
+        recorder.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1]
+
+
 def test_tensorboard_reads_what_was_written_and_a_continued_run_shadows(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
