@@ -35,11 +35,12 @@ class MediaFile:
 
 
 class MediaFiles:
-    """Looks at files and decodes them under one set of data options. A file must not change while this lives."""
+    """Looks at files and decodes them under one set of data options, on `device` with `data.decode_on=gpu` and else on
+    the CPU, where the patches lie in any case. A file must not change while this lives."""
 
     def __init__(self, data: DataConfig, vision: VisionConfig, device: torch.device) -> None:
         self.data, self.vision = data, vision
-        self._decoder = MediaDecoder(data, vision, device)
+        self._decoder = MediaDecoder(data, vision, device if data.decode_on == "gpu" else "cpu")
         self._known: dict[tuple[str, Path], MediaFile] = {}
 
     def look(self, kind: str, path: Path) -> MediaFile:
@@ -66,7 +67,8 @@ class MediaFiles:
         for place, known in enumerate(made):
             if known is None:
                 item, result = next(decoded)
-                made[place] = SampleError(item[1].member, result.error) if result.patches is None else result.patches
+                failed = SampleError(item[1].member, result.error)
+                made[place] = failed if result.patches is None else result.patches.cpu()
         return [one for one in made if one is not None]
 
     def _look(self, kind: str, path: Path) -> MediaFile:
