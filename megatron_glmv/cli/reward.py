@@ -21,6 +21,7 @@ def reward(
     thinking_opened: Annotated[
         bool, typer.Option("--thinking-opened", help="Prompts ended with <think>: responses begin inside it.")
     ] = False,
+    browser: Annotated[str, typer.Option(help="Shows pages (ui_to_code); default: chromium on PATH.")] = "",
     judge_url: Annotated[str, typer.Option(help="An OpenAI-compatible endpoint (http://HOST:PORT/v1).")] = "",
     judge_model: Annotated[str, typer.Option(help="The model there that judges what rules cannot.")] = "",
     judge_votes: Annotated[int, typer.Option(help="Votes on one answer; odd.")] = 3,
@@ -53,5 +54,7 @@ def reward(
         endpoint = Endpoint(reward_model_url, reward_model_name, reward_model_key_env, "reward_model")
         cached = str(reward_model_cache or "")
         scorer = RewardModel(endpoint, reward_model_api, reward_model_template, cache=cached)
-    options = JudgeOptions(workers=workers, seconds=seconds, style=style, thinking_opened=thinking_opened)
+    options = JudgeOptions(
+        workers=workers, seconds=seconds, style=style, thinking_opened=thinking_opened, browser=browser
+    )
     main(file, out, options, model, scorer)

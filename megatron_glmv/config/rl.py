@@ -197,6 +197,8 @@ class RLConfig:
     """Write groups.jsonl: rewards, tiers and advantages of every iteration."""
     random_rewards: bool = False
     """A control: rewards are drawn by the seed, whatever the answer is; those of evaluation stay true."""
+    browser: str = ""
+    """The browser that shows pages (domain ui_to_code), by path or name; empty: the first known one on PATH."""
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)

@@ -31,6 +31,7 @@ from megatron_glmv.rl.rewards.endpoint import Endpoint
 from megatron_glmv.rl.rewards.judge_model import JudgeModel
 from megatron_glmv.rl.rewards.registry import Judge
 from megatron_glmv.rl.rewards.reward_model import RewardModel
+from megatron_glmv.rl.rewards.types import JudgeOptions
 from megatron_glmv.rl.rolling import Roller
 from megatron_glmv.rl.rollout.connect import connect
 from megatron_glmv.rl.rollout.contract import EngineWeights, RolloutSource
@@ -77,7 +78,7 @@ def run(config: Config, run_dir: Path, session: Session) -> int:
         tokenizer.save(run_dir / "tokenizer")
     try:
         models = (judge_model(config.rl.judge), reward_model(config.rl.reward_model))
-        with Judge(None, *models) as judge:
+        with Judge(JudgeOptions(browser=config.rl.browser), *models) as judge:
             guards = (stop, judge, fence, watchdog)
             ending = _train(config, run_dir, session, trainer, tokenizer, checkpoints, state, *guards)
     except BaseException as error:

@@ -22,6 +22,7 @@ from megatron_glmv.rl.rewards import (
     open_ended,
     page,
     science,
+    ui_to_code,
     vqa,
     web_agent,
 )
@@ -52,6 +53,7 @@ VERIFIERS: dict[str, Verifier] = {
         instructions.VERIFIER,
         open_ended.VERIFIER,
         web_agent.VERIFIER,
+        ui_to_code.VERIFIER,
     )
 }
 """Every verifier by its own name, which is its domain's, too."""
@@ -82,7 +84,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "grounding": ("visual_grounding", "detection", "referring"),
     "spatial": ("spatial_reasoning",),
     "gui_action": ("gui", "gui_agent", "androidworld", "osworld", "webvoyager", "action"),
-    "html": ("ui_to_code", "web_page"),
+    "html": ("web_page",),
+    "ui_to_code": ("design2code", "screenshot_to_code"),
     "web_agent": ("mind2web", "web_navigation", "web_task"),
     "gui_grounding": ("screen_grounding",),
     "video_qa": ("video", "video_understanding"),

@@ -12,19 +12,20 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from megatron_glmv.config.errors import ConfigError
 from megatron_glmv.rl import sandbox
-from megatron_glmv.rl.rewards import style
+from megatron_glmv.rl.rewards import browser, style
 from megatron_glmv.rl.rewards.domains import find, nearest
 from megatron_glmv.rl.rewards.extraction import Parts, take_apart
 from megatron_glmv.rl.rewards.health import PASS, Health
 from megatron_glmv.rl.rewards.judge_model import JudgeModel, Opinion, Question, Voting
 from megatron_glmv.rl.rewards.pool import TIMEOUT, Call, Pool, Reply
 from megatron_glmv.rl.rewards.reward_model import Answered, RewardModel, Scoring
+from megatron_glmv.rl.rewards.screens import Screens
 from megatron_glmv.rl.rewards.types import Item, Judgement, JudgeOptions, Verdict, Verifier, wrong
 
 AUDITED = 100
@@ -43,6 +44,7 @@ class Judge:
         self.options = options or JudgeOptions()
         self.health = Health()
         self._pool = Pool(self.options.workers, self.options.memory_mib)
+        self._screens = Screens(self.options.workers, self.options.browser)
         self._voting = Voting(model) if model else None
         self._scoring = Scoring(reward_model) if reward_model else None
 
@@ -57,6 +59,7 @@ class Judge:
     def close(self) -> None:
         """End the processes; the next `judge` would start new ones."""
         self._pool.close()
+        self._screens.close()
 
     def require(self, domains: Iterable[str]) -> None:
         """Raise ConfigError for the first domain that cannot be judged: ask before a run, not during it."""
@@ -73,6 +76,11 @@ class Judge:
                     sandbox.method()
                 except sandbox.SandboxRefused as refusal:
                     raise ConfigError("domain", domain, str(refusal)) from None
+            if verifier.look:
+                try:
+                    browser.check(self.options.browser)
+                except browser.BrowserRefused as refusal:
+                    raise ConfigError("domain", domain, str(refusal)) from None
             if verifier.model_only and self._voting is None and self._scoring is None:
                 message = "only a reward model or a judge model can grade it"
                 raise ConfigError("domain", domain, message, "give the address of one")
@@ -84,10 +92,16 @@ class Judge:
         """
         self.require({item.domain for item in items if find(item.domain)})
         opened = [_Open(item, self.options) for item in items]
-        calls = [one for one in opened if one.verdict is None]
+        shown = [one for one in opened if one.verdict is None and one.looks]
+        calls = [one for one in opened if one.verdict is None and not one.looks]
         replies = self._pool.run([one.call(self.options.seconds) for one in calls]) if calls else []
         for one, reply in zip(calls, replies, strict=True):
             one.take(reply)
+        if shown:
+            found = self._screens.look([one.sight() for one in shown], self.options.seconds)
+            for one, looked in zip(shown, found, strict=True):
+                one.verdict, one.failure, one.failed = looked.verdict, looked.failure, looked.failed
+                one.seconds += looked.seconds
         if self._scoring:
             scored = [one for one in opened if one.scored]
             for one, opinion in zip(scored, self._scoring.ask([one.answered() for one in scored]), strict=True):
@@ -151,7 +165,15 @@ class _Open:
             return wrong(flaw)
         self.decider = self.verifier.name
         self.scored = self.verifier.model_only
-        return None if self.verifier.isolated else _check(self.verifier, self.final, self.item)
+        return None if self.verifier.isolated or self.verifier.look else _check(self.verifier, self.final, self.item)
+
+    @property
+    def looks(self) -> bool:
+        return self.verifier is not None and self.verifier.look is not None
+
+    def sight(self) -> tuple[Verifier, str, Any, Mapping[str, Any]]:
+        assert self.verifier is not None and self.final is not None
+        return self.verifier, self.final, self.item.answer, self.item.extra
 
     def call(self, seconds: float | None) -> Call:
         assert self.verifier is not None

@@ -73,6 +73,12 @@ Check = Callable[[str, Any, Mapping[str, Any]], Verdict]
 """(final answer, reference, extra) -> verdict. May raise ValueError, TypeError or KeyError on what it cannot read."""
 
 
+Shoot = Callable[[str, bool], Any]
+"""(HTML, whether it is the reference) -> browser.Screen."""
+Look = Callable[[str, Any, Mapping[str, Any], Shoot], Verdict]
+"""As Check, with a browser."""
+
+
 @dataclass(frozen=True)
 class Verifier:
     name: str
@@ -90,6 +96,8 @@ class Verifier:
     """Runs code, and is refused where no sandbox works."""
     model_only: bool = False
     """Rules decide nothing here: without a reward model or a judge model the domain is refused."""
+    look: Look | None = None
+    """Decides by what a browser shows, in the place of `check`; refused where there is no browser."""
     graded: bool = False
     """The judge model answers with a share instead of yes or no."""
 
@@ -102,6 +110,8 @@ class JudgeOptions:
     """Processes of the pool; they start with the first call that needs one."""
     memory_mib: int = 2048
     """Address space of one of them."""
+    browser: str = ""
+    """The browser of domains that need one, by path or name; empty: the first known one on PATH."""
     seconds: float | None = None
     """Limit of one call instead of each verifier's own."""
     style: bool = True
