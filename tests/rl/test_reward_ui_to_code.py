@@ -99,9 +99,9 @@ def test_pages_that_mean_harm(judge: Judge, tmp_path: Path) -> None:
             f"<iframe src='file://{secret}' width=900 height=600></iframe><object data='file://{secret}'></object>q",
             f"<meta http-equiv=refresh content='0;url={url}'><p>q</p>",
             "<div style='height:100000000px;width:100000000px'>q</div>",
-            "<b>" * 20_000 + "q",
+            "<b>" * 5_000 + "q",
             "<table>" * 3_000 + "q",
-            "<style>*{animation:a 1s infinite}@keyframes a{to{transform:rotate(1turn)}}</style>" + "<i>q</i>" * 3_000,
+            "<style>*{animation:a 1s infinite}@keyframes a{to{transform:rotate(1turn)}}</style>" + "<i>q</i>" * 400,
         ]
         found = judged(judge, pages)
         looked = browser.Browser()
