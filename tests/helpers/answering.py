@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 import yaml
 from helpers import tiny
 from PIL import Image
@@ -48,8 +49,9 @@ def write_media(folder: Path) -> None:
             container.mux(stream.encode(None))
 
 
-def make_answering_run(run_dir: Path, precision: str = "fp32", head_dim: int = 16) -> Path:
-    """Writes config.yaml, data/tokenizer, data/media and checkpoints/step_3; returns the checkpoint's directory."""
+def make_answering_run(run_dir: Path, precision: str = "fp32", head_dim: int = 16, *, brief: bool = False) -> Path:
+    """Writes config.yaml, data/tokenizer, data/media and checkpoints/step_3; returns the checkpoint's directory. brief:
+    about every other token ends the turn, which a random model otherwise seldom does."""
     from megatron_glmv.stages.session import single_process
 
     config = answering_config(run_dir, precision, head_dim)
@@ -62,6 +64,9 @@ def make_answering_run(run_dir: Path, precision: str = "fp32", head_dim: int = 1
         from megatron_glmv.model.build import build_model, sharding_metadata
 
         chunks = build_model(config, session.groups, backend=session.backend, device=session.device)
+        if brief:
+            with torch.no_grad():
+                chunks[0].language.output_layer.weight[tokenizer.special("<|user|>")] *= 6
         identity = Identity(
             model=to_json(config)["model"],
             tokenizer_fingerprint=tokenizer.fingerprint,

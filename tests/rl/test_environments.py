@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from helpers.tools import load_tool
 from PIL import Image
 
 from megatron_glmv.data.synthetic.domains.lattice import is_held_out
@@ -214,3 +215,24 @@ def test_what_no_episode_is_says_why() -> None:
     with pytest.raises(ValueError, match="platform must be one of"):
         find("gui_agent").reset(Episode("gui_agent", options={"platform": "tv"}))
     assert set(ENVIRONMENTS) == {"zoom", "gui_agent"}
+
+
+def test_demonstrations_are_episodes_of_their_own_and_play_as_written() -> None:
+    """Each answer, put to the world again, gives the next message; noise is possible actions; prompts have others."""
+    tool = load_tool("make_episodes")
+    for name, options in KINDS:
+        noisy = list(tool.demonstrations(name, 0, options, 8, 0.5))
+        best = list(tool.demonstrations(name, 0, options, 3, 0.0))
+        assert noisy[0][0]["id"].endswith(str(tool.APART)), "no episode of a prompt file"
+        assert max(len(c["messages"]) for c, _ in noisy) > max(len(c["messages"]) for c, _ in best)
+        for n, (conversation, media) in enumerate([*noisy, *best]):
+            index = tool.APART + (n if n < len(noisy) else n - len(noisy))
+            episode = episode_of({"name": name, "index": index, "options": options})
+            start = find(name).reset(episode)
+            state, seen, reward, shown = start.state, start.observation, 0.0, dict[str, bytes]()
+            for user, assistant in zip(conversation["messages"][::2], conversation["messages"][1::2], strict=True):
+                assert user == tool.shown(seen, shown) and assistant["role"] == "assistant"
+                after = find(name).step(state, assistant["content"])
+                state, seen, reward = after.state, after.observation, after.reward
+            assert shown == media and (n < len(noisy) or reward == 1.0)
+    assert tool.line("zoom", "eval", 0, 3, {})["environment"]["split"] == "eval"

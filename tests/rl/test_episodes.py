@@ -7,7 +7,7 @@ to 1; (2) a conversation whose answers are as the template writes them is token 
 the data path makes of the same messages; (3) each rank's share or another batch gives the same episodes; (4) what is
 replayed is what was seen, and anything else is refused. Bound of (1): sums in another order, 1e-5 in fp32; the test
 of force answering has 2e-5. Episodes are of a world that answers any text with pictures (helpers/mirror.py). Not
-covered: that it learns (docs/environments.md), servers (test_servers.py).
+covered: that it learns (docs/environments.md), real servers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from helpers.answering import VOCAB, answering_config, make_answering_run
 from helpers.mirror import MIRROR_BOOT
 
-from megatron_glmv.config.rl import RLConfig
+from megatron_glmv.config.rl import RLConfig, ServerConfig
 from megatron_glmv.data.cost import Cost
 from megatron_glmv.data.errors import SampleError
 from megatron_glmv.data.sample import lay_out_prompt
@@ -40,9 +40,11 @@ from megatron_glmv.rl.environments.types import Episode
 from megatron_glmv.rl.episodes import Episodes, Played
 from megatron_glmv.rl.group import Group
 from megatron_glmv.rl.observe import describe
-from megatron_glmv.rl.rollout.contract import ForceAnswer, Rollout
+from megatron_glmv.rl.rollout.contract import ForceAnswer, Request, Rollout, RolloutSource
 from megatron_glmv.rl.rollout.in_process import RolloutEngine
+from megatron_glmv.rl.rollout.remote import Question, RemoteEngine, Said
 from megatron_glmv.rl.rollout.routes_text import unpacked
+from megatron_glmv.rl.rollout.server import Server
 from megatron_glmv.rl.trajectory import Trajectory, joined
 from megatron_glmv.train.step import model_inputs
 
@@ -76,18 +78,21 @@ def referee() -> Iterator[Referee]:
 
 
 def driver(
-    engine: RolloutEngine, loaded: Loaded, referee: Referee, most: int = BUDGET, budget: int | None = None
+    engine: RolloutSource, loaded: Loaded, referee: Referee, most: int = BUDGET, budget: int | None = None
 ) -> Episodes:
     config = RLConfig(max_new_tokens=MOST, thinking=budget is not None, thinking_budget=budget)
     force = None if budget is None else ForceAnswer.of(engine.tokenizer, GLM45V, budget)
     return Episodes(config, engine, loaded.prompts, referee, most, force)
 
 
-def play(episodes: Episodes, which: Sequence[int] = (0, 1, 2, 3), seed: int = 3) -> dict[int, Played]:
-    episodes.engine.record_routes()  # type: ignore[attr-defined]
+def play(
+    episodes: Episodes, which: Sequence[int] = (0, 1, 2, 3), seed: int = 3, greedy: bool = False
+) -> dict[int, Played]:
+    if isinstance(episodes.engine, RolloutEngine):
+        episodes.engine.record_routes()
     starts = episodes.referee.reset([EPISODES[i] for i in which])
     asked = {i: (f"e{i}", start, episodes.first(f"e{i}", start)) for i, start in zip(which, starts, strict=True)}
-    played = episodes.play(asked, {i: range(EACH * i, EACH * (i + 1)) for i in which}, seed)
+    played = episodes.play(asked, {i: range(EACH * i, EACH * (i + 1)) for i in which}, seed, greedy=greedy)
     return {i: one for i, one in played.items() if isinstance(one, Played)}
 
 
@@ -188,6 +193,40 @@ def test_the_same_episodes_in_another_batch_and_none_with_another_seed(
     long = next(r for r in played[2].rollouts if len(r.responses) > 2)
     starts = [0, *(end for _, end in long.given)]
     assert len({long.token_ids[start : start + 2] for start in starts}) > 1, "a turn's draws are its own"
+
+
+class Local:
+    """A server's dialect that asks our own model: of the question it takes ids, and the media with their pixels."""
+
+    def __init__(self, engine: RolloutEngine) -> None:
+        self.engine, self.pictures = engine, 0
+
+    def ask(self, server: Server, question: Question) -> list[Said]:
+        media = question.prompt.media
+        decoded = self.engine.features.files.decode(list(media))
+        for medium, pixels in zip(media, decoded, strict=True):
+            assert isinstance(pixels, torch.Tensor) and torch.equal(question.pixels[medium.key], pixels)
+        self.pictures = max(self.pictures, len(media))
+        request = Request("q", question.prompt, tuple(range(question.count)))
+        made = self.engine.roll([request], question.most, question.seed, greedy=question.greedy)
+        return [Said(r.token_ids, r.logprobs, r.finish) for r in made]
+
+
+def test_servers_are_asked_with_the_whole_conversation(engine: RolloutEngine, loaded: Loaded, referee: Referee) -> None:
+    """Greedy, so that draws don't matter: the same episodes as in process, all pictures so far in each question."""
+    local, config = Local(engine), ServerConfig(in_flight=1)
+    files = engine.features.files
+    remote = RemoteEngine(local, [Server("http://one:1", config)], engine.tokenizer, files, (), config, 0)
+    remote.stop_ids = tuple(engine.stop_ids)
+    ours = play(driver(engine, loaded, referee), greedy=True)
+    theirs = play(driver(remote, loaded, referee), greedy=True)
+    for i in ours:
+        assert [r.token_ids for r in theirs[i].rollouts] == [r.token_ids for r in ours[i].rollouts]
+        assert [r.media for r in theirs[i].rollouts] == [r.media for r in ours[i].rollouts]
+        assert theirs[i].rewards == ours[i].rewards
+        for a, b in zip(ours[i].rollouts, theirs[i].rollouts, strict=True):
+            assert a.logprobs == pytest.approx(b.logprobs, abs=BOUND)
+    assert local.pictures == max(len(r.media) for one in ours.values() for r in one.rollouts) > 2
 
 
 def test_the_thinking_budget_is_that_of_each_turn(engine: RolloutEngine, loaded: Loaded, referee: Referee) -> None:
