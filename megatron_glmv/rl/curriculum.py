@@ -113,7 +113,11 @@ class Curriculum:
         return found
 
     def record(self, id: str, rewards: Sequence[float]) -> None:
-        """Merges the rewards of one group into what is known of the prompt and of the cell it was drawn from."""
+        """Merges the rewards of one group into what is known of the prompt and of the cell it stands in just before.
+
+        That is the cell it was drawn from, but for a prompt without evidence of its own, whose tier is its
+        subcategory's: groups recorded since may have moved it.
+        """
         cell = self.cell(id)
         self.evidence.setdefault(id, Evidence()).add(rewards, self.config.keep)
         before = self._running(cell)
