@@ -110,9 +110,7 @@ def test_pages_that_mean_harm(judge: Judge, tmp_path: Path) -> None:
         with pytest.raises(BlockingIOError):
             trap.accept()
     assert all(0 <= one.reward < 0.7 for one in found), found
-    texts = [[block.text for block in one.blocks] for one in seen]
-    assert texts[:3] == [["q"]] * 3
-    assert texts[3] in ([], ["q"]), "it leaves itself for a page that is refused, before the look at it or behind"
+    assert [[block.text for block in one.blocks] for one in seen] == [["q"]] * 4, "none leaves itself"
     shades = np.unique(seen[2].pixels[60:550, 60:850].reshape(-1, 3), axis=0)
     assert len(shades) == 1, "an empty frame, without the secret's text"
     (again,) = judged(judge, [REFERENCE])

@@ -235,7 +235,10 @@ class Browser:
     def _notice(self, message: Mapping[str, Any]) -> None:
         """What the browser tells of itself."""
         if message.get("method") == "Fetch.requestPaused":
-            refused = {"requestId": message["params"]["requestId"], "errorReason": "BlockedByClient"}
+            asked = message["params"]
+            # a page that leaves itself stays: of any other refusal the browser would show a page of its own
+            reason = "Aborted" if asked.get("resourceType") == "Document" else "BlockedByClient"
+            refused = {"requestId": asked["requestId"], "errorReason": reason}
             self._send("Fetch.failRequest", refused, message.get("sessionId", ""))
         elif message.get("method") == "Page.loadEventFired":
             self._loaded = True
