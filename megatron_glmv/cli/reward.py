@@ -35,6 +35,7 @@ def reward(
     reward_model_cache: Annotated[Path | None, typer.Option(help="File that keeps its scalars.")] = None,
 ) -> None:
     """Judges responses: {reward, extracted, verifier, reason, seconds} a line. docs/rewards.md lists the domains."""
+    from megatron_glmv.config.rl import RewardModelConfig
     from megatron_glmv.rl.rewards.endpoint import Endpoint
     from megatron_glmv.rl.rewards.file import main
     from megatron_glmv.rl.rewards.judge_model import JudgeModel
@@ -52,8 +53,8 @@ def reward(
     scorer = None
     if reward_model_url:
         endpoint = Endpoint(reward_model_url, reward_model_name, reward_model_key_env, "reward_model")
-        cached = str(reward_model_cache or "")
-        scorer = RewardModel(endpoint, reward_model_api, reward_model_template, cache=cached)
+        given = RewardModelConfig(api=reward_model_api, template=reward_model_template)
+        scorer = RewardModel(endpoint, given, str(reward_model_cache or ""))
     options = JudgeOptions(
         workers=workers, seconds=seconds, style=style, thinking_opened=thinking_opened, browser=browser
     )

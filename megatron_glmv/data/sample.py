@@ -135,7 +135,7 @@ def lay_out_prompt(
         _messages(conversation), template, thinking=thinking, closed=closed, tools=tools, key=key
     )
     layout = _assemble(prompt, plans, tokenizer, merge, key, ends_in_label=False)
-    return replace(layout, labels=np.zeros_like(layout.labels), loss_weights=np.zeros_like(layout.loss_weights))
+    return _without_loss(layout)
 
 
 def lay_out_turn(
@@ -153,6 +153,10 @@ def lay_out_turn(
     (template.next_turn); no loss, positions from 0. Raises SampleError as `lay_out` does."""
     pieces = next_turn(message, template, thinking=thinking, role_said=role_said, key=key)
     layout = _assemble(pieces, plans, tokenizer, merge, key, ends_in_label=False)
+    return _without_loss(layout)
+
+
+def _without_loss(layout: SampleLayout) -> SampleLayout:
     return replace(layout, labels=np.zeros_like(layout.labels), loss_weights=np.zeros_like(layout.loss_weights))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +104,7 @@ def reward_model(options: RewardModelConfig) -> RewardModel | None:
     """Raises ConfigError as `judge_model` does."""
     if not options.url:
         return None
-    given = {field.name: getattr(options, field.name) for field in fields(options)}
-    endpoint = Endpoint(given.pop("url"), given.pop("model"), given.pop("key_env"), "rl.reward_model")
-    return RewardModel(endpoint, **given)
+    return RewardModel(Endpoint(options.url, options.model, options.key_env, "rl.reward_model"), options)
 
 
 def find_tokenizer(config: Config, run_dir: Path) -> Tokenizer:

@@ -24,6 +24,8 @@ from megatron_glmv.rl.rewards.reward_model import Answered, RewardModel, Scoring
 from megatron_glmv.rl.rewards.types import Item
 from megatron_glmv.stages.rlcs import reward_model
 
+BRIEF = RewardModelConfig(seconds=1.0)
+
 TURNS = [{"role": "user", "content": [{"type": "text", "text": "Write a line about the sea."}]}]
 ANSWERS = ["Waves.", "The sea is wide, and it is blue.", "no", "Salt wind over grey water.", "sea sea sea"]
 
@@ -45,7 +47,7 @@ def sglang(servers: tuple[str, str]) -> str:
 
 
 def scoring(url: str, **more: Any) -> Scoring:
-    return Scoring(RewardModel(Endpoint(url, NAME), seconds=5.0, **more))
+    return Scoring(RewardModel(Endpoint(url, NAME), RewardModelConfig(seconds=5.0, **more)))
 
 
 def scalars(of: Scoring, answers: list[str]) -> list[float | None]:
@@ -86,7 +88,7 @@ def test_scored_beside_rules_and_remembered(vllm: str, tmp_path: Path) -> None:
         Item("open_ended", "<|begin_of_box|>3<|end_of_box|>", None),
     ]
     for url in (vllm, "http://127.0.0.1:9"):  # the second reads the file, and nobody listens there
-        model = RewardModel(Endpoint(url, NAME), seconds=1.0, cache=str(cache))
+        model = RewardModel(Endpoint(url, NAME), BRIEF, str(cache))
         with Judge(reward_model=model) as judge:
             judge.require({"open_ended", "counting"})
             found = judge.judge(items)
@@ -100,11 +102,11 @@ def test_scored_beside_rules_and_remembered(vllm: str, tmp_path: Path) -> None:
 
 def test_no_answer_leaves_the_item_out(vllm: str) -> None:
     items = [Item("open_ended", text, None) for text in ("fine", "BREAK it", "fine, too")]
-    with Judge(reward_model=RewardModel(Endpoint(vllm, NAME), seconds=1.0)) as judge:
+    with Judge(reward_model=RewardModel(Endpoint(vllm, NAME), BRIEF)) as judge:
         found = judge.judge(items)
         assert [one.failed for one in found] == [False, True, False]
         assert "status 500" in found[1].reason and judge.health.of("open_ended").failed == 1
-    with Judge(reward_model=RewardModel(Endpoint(vllm, "another"), seconds=1.0)) as judge:
+    with Judge(reward_model=RewardModel(Endpoint(vllm, "another"), BRIEF)) as judge:
         assert "status 404" in judge.judge(items[:1])[0].reason
 
 
@@ -129,7 +131,7 @@ def test_images_go_along_where_they_are_wanted(vllm: str, tmp_path: Path) -> Non
 def test_what_options_may_be() -> None:
     assert reward_model(RewardModelConfig()) is None
     made = reward_model(RewardModelConfig(url="http://h:1", model="m", mean=1.0, images=True))
-    assert made is not None and (made.mean, made.images, made.endpoint.model) == (1.0, True, "m")
+    assert made is not None and (made.options.mean, made.options.images, made.endpoint.model) == (1.0, True, "m")
     for wrong in (
         {"api": "embed"},
         {"std": 0.0},

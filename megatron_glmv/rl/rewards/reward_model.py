@@ -32,11 +32,12 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megatron_glmv.config.errors import ConfigError
+from megatron_glmv.config.rl import RewardModelConfig
 from megatron_glmv.data.errors import DataError
 from megatron_glmv.data.template_check import own_template
 from megatron_glmv.rl.rewards.endpoint import Endpoint, Unavailable
@@ -56,41 +57,30 @@ class RewardModel:
     """Who is asked, how, and what a scalar is worth."""
 
     endpoint: Endpoint
-    api: str = CLASSIFY
-    template: str = ""
-    """A directory with the reward model's chat template; only for `sglang`."""
-    images: bool = False
-    """Send the prompt's images, too (`classify` and `pooling`)."""
-    mean: float = 0.0
-    std: float = 1.0
-    clip: float = 10.0
-    seconds: float = 30.0
-    """For one request, repetitions included."""
-    parallel: int = 8
-    """Requests at the same time."""
-    batch: int = 16
-    """Answers in one request, where the API takes several (`score` those to one prompt, `sglang` any)."""
+    options: RewardModelConfig = field(default_factory=RewardModelConfig)
+    """Its url, model and key_env are what the endpoint was made of."""
     cache: str = ""
     """A file of scalars by question, appended to; empty: they are kept in memory only."""
 
     def __post_init__(self) -> None:
-        name = self.endpoint.option
-        if self.api not in APIS:
-            raise ConfigError(f"{name}.api", self.api, f"is none of {', '.join(APIS)}", f"give {CLASSIFY}")
-        if self.std <= 0 or self.clip <= 0 or not all(map(math.isfinite, (self.mean, self.std, self.clip))):
-            raise ConfigError(f"{name}.std, {name}.clip", (self.std, self.clip), "must be above 0, and all finite")
-        if min(self.parallel, self.batch) < 1 or self.seconds <= 0:
-            raise ConfigError(f"{name}.parallel, batch, seconds", (self.parallel, self.batch, self.seconds), "above 0")
-        if (self.api == SGLANG) != bool(self.template):
-            message = "is needed by sglang, which takes text" if self.api == SGLANG else f"is of no use to {self.api}"
-            raise ConfigError(f"{name}.template", self.template, message, "give the directory of its tokenizer")
-        if self.images and self.api not in (CLASSIFY, POOLING):
-            raise ConfigError(f"{name}.images", True, f"cannot be sent by {self.api}", f"give {name}.api={CLASSIFY}")
+        name, given = self.endpoint.option, self.options
+        if given.api not in APIS:
+            raise ConfigError(f"{name}.api", given.api, f"is none of {', '.join(APIS)}", f"give {CLASSIFY}")
+        if given.std <= 0 or given.clip <= 0 or not all(map(math.isfinite, (given.mean, given.std, given.clip))):
+            raise ConfigError(f"{name}.std, {name}.clip", (given.std, given.clip), "must be above 0, and all finite")
+        if min(given.parallel, given.batch) < 1 or given.seconds <= 0:
+            numbers = given.parallel, given.batch, given.seconds
+            raise ConfigError(f"{name}.parallel, batch, seconds", numbers, "above 0")
+        if (given.api == SGLANG) != bool(given.template):
+            message = "is needed by sglang, which takes text" if given.api == SGLANG else f"is of no use to {given.api}"
+            raise ConfigError(f"{name}.template", given.template, message, "give the directory of its tokenizer")
+        if given.images and given.api not in (CLASSIFY, POOLING):
+            raise ConfigError(f"{name}.images", True, f"cannot be sent by {given.api}", f"give {name}.api={CLASSIFY}")
 
     def reward(self, scalar: float) -> float:
         """In [0, 1]; see above."""
-        z = (scalar - self.mean) / self.std
-        return 1 / (1 + math.exp(-min(self.clip, max(-self.clip, z))))
+        z, bound = (scalar - self.options.mean) / self.options.std, self.options.clip
+        return 1 / (1 + math.exp(-min(bound, max(-bound, z))))
 
 
 @dataclass(frozen=True)
@@ -113,7 +103,7 @@ class Scoring:
     def __init__(self, model: RewardModel) -> None:
         self.model = model
         self._memory, self._rest = Memory(model.cache), Rest()
-        self._template = own_template(Path(model.template)) if model.template else None
+        self._template = own_template(Path(model.options.template)) if model.options.template else None
 
     def ask(self, answered: Sequence[Answered]) -> list[Opinion]:
         """One opinion an answer, in order; equal answers to equal prompts are asked about once."""
@@ -122,19 +112,19 @@ class Scoring:
         keys = []
         for one in answered:
             try:
-                messages = one.messages(model.images)
+                messages = one.messages(model.options.images)
             except OSError as error:
                 keys.append("")
                 found[""] = Opinion(None, f"an image cannot be read: {error.strerror}", False, 0.0)
                 continue
-            keys.append(key_of(model.endpoint.model, model.api, model.template, messages))
+            keys.append(key_of(model.endpoint.model, model.options.api, model.options.template, messages))
             if (scalar := self._memory.get(keys[-1])) is not None:
                 found[keys[-1]] = self._opinion(scalar, 0.0)
             else:
                 asked[keys[-1]] = messages
         if asked:
             requests = list(_requests(asked, model))
-            with ThreadPoolExecutor(min(model.parallel, len(requests))) as threads:
+            with ThreadPoolExecutor(min(model.options.parallel, len(requests))) as threads:
                 for part in threads.map(lambda some: self._ask({key: asked[key] for key in some}), requests):
                     found |= part
         return [found[key] for key in keys]
@@ -165,41 +155,42 @@ class Scoring:
     def _scalars(self, conversations: list[list[Json]]) -> list[float]:
         """One number a conversation. Raises Unavailable where the server has none."""
         model = self.model
-        if model.api == SGLANG:
+        if model.options.api == SGLANG:
             texts = [self._render(messages) for messages in conversations]
-            reply = model.endpoint.call("/classify", {"text": texts}, model.seconds)
+            reply = model.endpoint.call("/classify", {"text": texts}, model.options.seconds)
             return _read(lambda: [one["embedding"] for one in reply], len(texts))
-        if model.api == SCORE:
+        if model.options.api == SCORE:
             query = "\n\n".join(turn["content"] for turn in conversations[0][:-1])
             body = {"queries": query, "documents": [messages[-1]["content"] for messages in conversations]}
-            reply = model.endpoint.call("/score", {**body, "use_activation": False}, model.seconds)
+            reply = model.endpoint.call("/score", {**body, "use_activation": False}, model.options.seconds)
             ordered = _read(lambda: sorted(one["index"] for one in reply["data"]), len(conversations))
             if ordered != list(range(len(conversations))):
                 raise Unavailable("not the answer of /score: indices that were not asked for")
             by_place = {one["index"]: one["score"] for one in reply["data"]}
             return _read(lambda: [by_place[i] for i in range(len(by_place))], len(conversations))
         (messages,) = conversations
-        reply = model.endpoint.call(f"/{model.api}", {"messages": messages, "use_activation": False}, model.seconds)
-        return _read(lambda: [one["probs" if model.api == CLASSIFY else "data"] for one in reply["data"]], 1)
+        asked = {"messages": messages, "use_activation": False}
+        reply = model.endpoint.call(f"/{model.options.api}", asked, model.options.seconds)
+        return _read(lambda: [one["probs" if model.options.api == CLASSIFY else "data"] for one in reply["data"]], 1)
 
     def _render(self, messages: list[Json]) -> str:
         assert self._template is not None
         try:  # no bos_token: the server's tokenizer puts it in front of a text
             return self._template.render(messages=messages, add_generation_prompt=False, bos_token="")
         except Exception as error:  # whatever the template's own expressions raise
-            raise DataError(self.model.template, f"its chat template fails: {error}") from None
+            raise DataError(self.model.options.template, f"its chat template fails: {error}") from None
 
 
 def _requests(asked: dict[str, list[Json]], model: RewardModel) -> Iterator[list[str]]:
     """Keys of the answers that go into one request each."""
-    if model.api in (CLASSIFY, POOLING):
+    if model.options.api in (CLASSIFY, POOLING):
         yield from ([key] for key in asked)
         return
     alike: dict[str, list[str]] = {}
     for key, messages in asked.items():
-        alike.setdefault(key_of(messages[:-1]) if model.api == SCORE else "", []).append(key)
+        alike.setdefault(key_of(messages[:-1]) if model.options.api == SCORE else "", []).append(key)
     for keys in alike.values():
-        yield from (keys[i : i + model.batch] for i in range(0, len(keys), model.batch))
+        yield from (keys[i : i + model.options.batch] for i in range(0, len(keys), model.options.batch))
 
 
 def _read(values: Any, count: int) -> list[float]:
